@@ -1,0 +1,51 @@
+"""The ``.anysat`` accessor: each method is one call of a public function of the same name.
+
+It holds no state, since xarray pickles accessors together with their array.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from xr_anysat.embedding import embed, pool
+from xr_anysat.frames import frames
+from xr_anysat.radiometry import statistics
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a method: its first argument is the accessor's array."""
+
+    @functools.wraps(function)
+    def method(self: AnySatAccessor, *args: Any, **kwargs: Any) -> Any:
+        return function(self._obj, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    first, *rest = signature.parameters.values()
+    method.__signature__ = signature.replace(parameters=[first.replace(name="self"), *rest])  # type: ignore[attr-defined]
+    return method
+
+
+class AnySatAccessor:
+    """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
+
+    On a Sentinel-2 cube: `frames`, `statistics`, `embed`. On an embedding cube: `pool`.
+    """
+
+    def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
+        self._obj = obj
+
+    frames = _method(frames)
+    statistics = _method(statistics)
+    embed = _method(embed)
+    pool = _method(pool)
+
+
+def register() -> None:
+    """Register ``.anysat`` on DataArray and Dataset."""
+    for extend in (xr.register_dataarray_accessor, xr.register_dataset_accessor):
+        extend("anysat")(AnySatAccessor)

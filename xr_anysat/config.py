@@ -1,0 +1,96 @@
+"""Options: a call's argument beats ``config.set``, which beats the environment, which beats the default.
+
+The options live in :data:`config`, a :class:`donfig.Config`: ``xr_anysat.config.set(tile=64)``
+works as a statement and as a context manager, ``XR_ANYSAT_TILE=64`` in the environment is read at
+import (and again by ``xr_anysat.config.refresh()``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from donfig import Config
+
+from xr_anysat.errors import OptionError
+
+
+class _DefaultInt(int):
+    """An ``int`` whose identity says that the caller gave no value of their own."""
+
+
+class _DefaultStr(str):
+    """A ``str`` whose identity says that the caller gave no value of their own."""
+
+
+# Defaults of the public functions that the configuration may override. They print and compare as
+# plain values, so that signatures and ``help()`` read well; `option` knows them by identity.
+FRAMES: int = _DefaultInt(8)
+TILE: int = _DefaultInt(24)
+NORM: str = _DefaultStr("per_tile_zscore")
+MODEL: str = _DefaultStr("base")
+DEVICE: str = _DefaultStr("auto")
+PRECISION: str = _DefaultStr("float32")
+
+DEFAULTS: dict[str, Any] = {
+    "frames": FRAMES,
+    "tile": TILE,
+    "norm": NORM,
+    "model": MODEL,
+    "weights": None,
+    "device": DEVICE,
+    "precision": PRECISION,
+    "cache_dir": None,
+    "offline": False,
+}
+
+# donfig's own variables, which point at configuration files
+_DONFIG_KEYS = {"config", "root_config"}
+
+config = Config("xr_anysat")
+
+
+def option(name: str, given: Any) -> Any:
+    """The effective value of option `name`.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`DEFAULTS`.
+    given : object
+        What the caller passed; the very object of :data:`DEFAULTS` where they passed nothing.
+
+    Returns
+    -------
+    object
+        `given` if it is the caller's own, else the configured value, else the default.
+
+    Raises
+    ------
+    OptionError
+        If the configuration or the environment holds a key that xr_anysat does not know.
+    """
+    check_known(config.config)
+    default = DEFAULTS[name]
+    if given is not default:
+        return given
+    value = config.get(name, default)
+    if isinstance(value, _DefaultInt):
+        return int(value)
+    if isinstance(value, _DefaultStr):
+        return str(value)
+    return value
+
+
+def check_known(keys: Any) -> None:
+    """Refuse configuration keys that nobody reads, so that a misspelt option is not ignored."""
+    for key in keys:
+        if key in DEFAULTS or key in _DONFIG_KEYS:
+            continue
+        near = difflib.get_close_matches(str(key), DEFAULTS, n=1)
+        hint = f" Did you mean {near[0]!r} (XR_ANYSAT_{near[0].upper()})?" if near else ""
+        raise OptionError(
+            f"unknown option {key!r} in the xr_anysat configuration or the environment variable "
+            f"XR_ANYSAT_{str(key).upper()}.{hint} Known options: {', '.join(DEFAULTS)}. "
+            "Remove it, then call xr_anysat.config.refresh()."
+        )

@@ -1,0 +1,480 @@
+"""`embed`: a Sentinel-2 cube in, a georeferenced embedding cube out, with a record of how."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
+from xr_anysat.cube import BANDS, PIXEL, read_cube
+from xr_anysat.engine import Settings, describe, encode, tile_statistics, warn_if_empty
+from xr_anysat.errors import AnySatWarning, CubeError, CubeTypeError, OptionError
+from xr_anysat.frames import (
+    FRAMES_ATTR,
+    Period,
+    check_not_embedding,
+    check_options,
+    compose,
+    frames_made,
+)
+from xr_anysat.lattice import Axis
+from xr_anysat.model.weights import EncoderSpec, encoder_spec, loaded_sha256
+from xr_anysat.radiometry import Statistics, parse_norm
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+OUTPUTS = ("patch", "dense", "local", "tile")
+ANCHORS = ("auto", "grid", "cube")
+POOLS = ("mean", "max")
+
+PATCHES_MAX = 1024
+"""Patches a window that upstream advises at most (README of gastruc/AnySat)."""
+
+
+def embed(
+    cube: xr.DataArray | xr.Dataset,
+    frames: int | None = FRAMES,
+    *,
+    period: Period = None,
+    reduce: str = "median",
+    empty: str = "drop",
+    doy: str = "midpoint",
+    doy_base: int = 0,
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+    fill_value: float | None = None,
+    norm: str | Statistics | dict[str, Any] = NORM,
+    patch_size: int = 10,
+    tile: int = TILE,
+    anchor: str = "auto",
+    resize: int | None = None,
+    output: str = "patch",
+    pool: str | None = None,
+    model: Any = MODEL,
+    weights: Any = None,
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    batch: int | None = None,
+) -> xr.DataArray:
+    """Embed a Sentinel-2 cube with AnySat.
+
+    What was not observed takes no part: a missing pixel, date or patch is left out of statistics and
+    of attention, as if the cube had never held it. A place with nothing observed comes out NaN.
+
+    Parameters
+    ----------
+    cube : DataArray or Dataset
+        Sentinel-2 surface reflectance as digital numbers (reflectance × 10 000, without the +1000
+        offset), any integer or float dtype: a DataArray ``(time, band, y, x)`` with band names in any
+        of the usual spellings, or a Dataset with a variable a band; from odc-stac, stackstac, xee,
+        rioxarray or by hand. Pixels of 10 m in a projected CRS, or no CRS at all.
+    frames : int or None, default 8
+        Bins that the period is cut into, each composed to one frame. None: every acquisition is a
+        frame with its own date, and so are the frames that :func:`xr_anysat.frames` made.
+    period, reduce, empty, doy, doy_base, fill_value
+        See :func:`xr_anysat.frames`.
+    bands, nodata
+        See :func:`xr_anysat.cube.read_cube`.
+    norm : str or Statistics, default "per_tile_zscore"
+        ``"per_tile_zscore"``: by the statistics of this cube. ``"per_window_zscore"``: of each
+        window. ``"unit_scale"`` (or ``"reflectance"``): divided by 10 000. ``"raw"`` (or ``"none"``):
+        as they are. ``"pastis"``, ``"treesatai"``: constants of the training sets. Or what
+        :func:`xr_anysat.statistics` gave. Digital numbers are clipped to 0..10 000 before.
+    patch_size : int, default 10
+        Side of a patch in metres, a positive multiple of 10.
+    tile : int, default 24
+        Side of a window in pixels, a multiple of the patch's. A window is what the model sees at
+        once. For maps, ``patch_size=40, tile=64`` is nearer to what AnySat was trained on.
+    anchor : {"auto", "grid", "cube"}
+        Where windows start: at the CRS origin, so that the same ground lies in the same window
+        whatever area is asked for; or at the cube's own corner. ``"auto"`` is ``"cube"`` for a cube
+        that fits in one window or has no CRS.
+    resize : int, optional
+        Resample the whole (square) cube to this many pixels a side, bilinearly, and embed it as one
+        window.
+    output : {"patch", "dense", "local", "tile"}
+        ``patch``: a cell a patch. ``dense``: a cell a pixel, the patch's token and then the pixel's
+        own. ``local``: the pixel's own token only, which no window border can show in. ``tile``: a
+        cell a window.
+    pool : {"mean", "max"}, optional
+        Reduce over y and x, see :func:`xr_anysat.pool`.
+    model : {"base", "small", "tiny"} or torch.nn.Module, default "base"
+        Size, or a module that is called like upstream's (complete windows only).
+    weights : None, path, "random" or ("random", seed)
+        None (or ``"official"``): the published checkpoint, of ``"base"``. Random weights carry no
+        learned meaning and are never fallen back to.
+    device : str, default "auto"
+        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    precision : {"float32", "bfloat16", "float16"}
+        What matrices are multiplied in.
+    batch : int, optional
+        Windows a forward on an accelerator. On a CPU windows go one by one, which is as fast and
+        keeps results bit-identical.
+
+    Returns
+    -------
+    DataArray, (D, y, x) float32, or (D,) with `pool`
+        Lazy if `cube` is. D is 768 for ``base`` (twice that for ``dense``). ``y`` and ``x`` are the
+        cells' centres; the CRS and the cube's scalar coords carry over. ``attrs`` hold all that is
+        needed to make it again; ``embed(cube, **json.loads(emb.attrs["config"]))`` does.
+
+    Raises
+    ------
+    CubeError, CubeTypeError
+        The cube cannot be read as Sentinel-2 (what only pixel values can tell, a lazy cube tells
+        when it is computed).
+    OptionError
+        An option is impossible.
+    WeightsError, DeviceError
+        The weights or the device are not there.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     np.random.default_rng(0).integers(1, 5000, (6, 10, 12, 12), "uint16"),
+    ...     dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.date_range("2022-01-15", periods=6, freq="2MS"), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> emb = cube.anysat.embed(frames=4, patch_size=20, model="tiny", weights="random")
+    >>> emb.dims, emb.shape, emb.attrs["doy0_values"]
+    (('D', 'y', 'x'), (256, 6, 6), [55, 130, 205, 281])
+    """
+    check_not_embedding(cube)
+    frames, tile, norm = option("frames", frames), option("tile", tile), option("norm", norm)
+    check_options(frames, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value)
+    norm_name, statistics = parse_norm(norm)
+    if resize is not None:
+        tile = resize
+    side = _check_geometry(patch_size, tile, resize, batch)
+    for name, value, known in (("output", output, OUTPUTS), ("anchor", anchor, ANCHORS)):
+        if value not in known:
+            raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
+    if pool is not None and pool not in POOLS:
+        raise OptionError(f"{pool=}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid")
+
+    made = frames_made(
+        cube, frames, period=period, reduce=reduce, empty=empty, doy=doy, fill_value=fill_value
+    )
+    canonical = read_cube(cube, bands=bands, nodata=nodata)
+    if made is None:
+        made = compose(
+            canonical, frames, period=period, reduce=reduce, empty=empty, doy=doy,
+            doy_base=doy_base, fill_value=fill_value,
+        )  # fmt: skip
+    record = json.loads(made.attrs[FRAMES_ATTR])
+    spec = encoder_spec(
+        option("model", model), option("weights", weights), option("device", device), option("precision", precision)
+    )
+
+    data, geobox = made.data, canonical.geobox
+    if resize is not None:
+        data, geobox = _resized(data, geobox, resize)
+    anchor = _effective_anchor(anchor, geobox, data.shape, tile)
+    rows, cols = _place(anchor, geobox, data.shape)
+    settings = Settings(
+        spec=spec, doy=tuple(int(d) for d in made["doy"].values), norm=norm_name, output=output,
+        tile=int(tile), side=side, batch=batch,
+    )  # fmt: skip
+    lazy = not isinstance(data, np.ndarray)
+    stats = None if statistics is None else statistics.array()
+    if norm_name == "per_tile_zscore" and not lazy:  # known at once, so it can be recorded
+        norm_name, stats = "per_tile_zscore", tile_statistics(data)
+        settings = _with_known_statistics(settings)
+    encoded = encode(data, stats, rows, cols, settings)
+    warn_if_empty(encoded)
+
+    emb = xr.DataArray(
+        encoded, dims=("D", "y", "x"), name="anysat", coords=_coords(made, geobox, rows, cols, settings.cell)
+    )
+    if geobox is not None:
+        emb.encoding["grid_mapping"] = "spatial_ref"
+    config = {
+        "frames": None if made is cube else frames, "period": None if made is cube else record["period"],
+        "reduce": reduce, "empty": empty, "doy": doy, "doy_base": doy_base,
+        "bands": None if bands is None else list(bands), "nodata": _jsonable(nodata), "fill_value": fill_value,
+        "norm": norm_name if not isinstance(statistics, Statistics) or norm_name != "statistics" else asdict(statistics),
+        "patch_size": int(patch_size), "tile": int(tile), "anchor": anchor, "resize": resize,
+        "output": output, "pool": pool, "model": spec.size, "weights": spec.source,
+        "device": spec.device, "precision": spec.precision, "batch": batch,
+    }  # fmt: skip
+    emb.attrs = _attrs(made, record, config, spec, stats, emb, lazy)
+    return emb if pool is None else _pooled(emb, pool)
+
+
+def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
+    """Reduce an embedding cube over y and x, leaving NaN cells out.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`embed` made.
+    how : {"mean", "max"}
+        The reduction.
+
+    Returns
+    -------
+    DataArray, (D,) float32
+        NaN where there is no valid cell at all. Lazy if `emb` is.
+
+    Raises
+    ------
+    CubeTypeError
+        If `emb` is not an embedding cube.
+    OptionError
+        If `how` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray([[[1.0, np.nan, 3.0]]], dims=("D", "y", "x"))
+    >>> xr_anysat.pool(emb, "mean").values
+    array([2.])
+    """
+    if how not in POOLS:
+        raise OptionError(f"{how=}: wanted one of {', '.join(map(repr, POOLS))}")
+    if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
+        dims = tuple(getattr(emb, "dims", ()))
+        raise CubeTypeError(
+            f"dims {dims} are not those of an embedding cube (D, y, x): call embed() first, "
+            "cube.anysat.embed(frames=8).anysat.pool()"
+        )
+    return _pooled(emb, how)
+
+
+def _pooled(emb: xr.DataArray, how: str) -> xr.DataArray:
+    out = getattr(emb, how)(("y", "x"), skipna=True, keep_attrs=True)
+    out.attrs = {**emb.attrs, "pool": how}
+    if "config" in out.attrs:
+        out.attrs["config"] = json.dumps({**json.loads(out.attrs["config"]), "pool": how})
+    pooled: xr.DataArray = out
+    return pooled
+
+
+# ---------------------------------------------------------------------- options
+
+
+def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
+    """Pixels on the side of a patch, if patch and window fit each other."""
+    whole = all(
+        isinstance(v, (int, float, np.integer)) and not isinstance(v, bool) and v == int(v) and v > 0
+        for v in (patch_size, tile)
+        if not (isinstance(v, float) and not math.isfinite(v))
+    )
+    if not whole or patch_size % PIXEL:
+        if whole or not _positive(patch_size) or patch_size % PIXEL:
+            raise OptionError(
+                f"{patch_size=}: wanted a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
+            )
+        raise OptionError(f"{tile=}: wanted a positive whole number of pixels")
+    for name, value in (("resize", resize), ("batch", batch)):
+        if value is not None and not _positive(value):
+            raise OptionError(f"{name}={value!r}: wanted a positive whole number, or None")
+    side = int(patch_size) // int(PIXEL)
+    what = "resize" if resize is not None else "tile"
+    if tile % side:
+        near = sorted({max(side, int(tile) // side * side), (int(tile) // side + 1) * side})
+        raise OptionError(
+            f"{what}={tile} pixels is no multiple of the patch side, {side} pixels (patch_size={patch_size} m): "
+            f"use {what}={' or '.join(map(str, near))}"
+        )
+    patches = (int(tile) // side) ** 2
+    if patches > PATCHES_MAX:
+        warnings.warn(
+            f"{patches} patches a window ({what}={tile} px of {patch_size} m patches): the model was made for "
+            f"at most {PATCHES_MAX}. Use a larger patch_size or a smaller {what}",
+            AnySatWarning, stacklevel=4,
+        )  # fmt: skip
+    return side
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
+
+
+def _with_known_statistics(settings: Settings) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, norm="statistics")
+
+
+def _jsonable(number: float | None) -> float | None:
+    """JSON has no NaN; as `nodata` it means what None means for floats."""
+    return None if number is None or math.isnan(number) else number
+
+
+# ---------------------------------------------------------------------- grid
+
+
+def _effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...], tile: int) -> str:
+    if anchor == "grid" and geobox is None:
+        raise OptionError(
+            "anchor='grid' needs a CRS: set one with cube.odc.assign_crs('EPSG:32632'), or use anchor='cube'"
+        )
+    if anchor == "auto":
+        return "cube" if geobox is None or max(shape[-2:]) <= tile else "grid"
+    return anchor
+
+
+def _place(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
+    """Rows and columns of the cube on the lattice."""
+    row = col = 0
+    if anchor == "grid":
+        assert geobox is not None  # or the anchor had been refused
+        left, top = geobox.affine.c, geobox.affine.f
+        # a cube off the 10 m lattice keeps its own offset: the same for every crop of it
+        row, col = (math.floor(round(v / PIXEL, 3)) for v in (-top, left))
+    return Axis(row, shape[-2]), Axis(col, shape[-1])
+
+
+def _resized(data: Any, geobox: GeoBox | None, size: int) -> tuple[Any, GeoBox | None]:
+    """Frames resampled to size × size pixels, and their grid."""
+    height, width = data.shape[-2:]
+    if height != width:
+        raise OptionError(
+            f"resize={size} needs a square cube, this one has {height} × {width} pixels: crop it, "
+            f"cube.isel(y=slice({min(height, width)}), x=slice({min(height, width)}))"
+        )
+    weights = bilinear(height, size)
+    if isinstance(data, np.ndarray):
+        out = resample(data, weights)
+    else:
+        data = data.rechunk({2: -1, 3: -1})
+        out = data.map_blocks(
+            resample, weights, chunks=(*data.chunks[:2], (size,), (size,)), dtype=np.float32,
+            meta=np.empty((0,) * 4, np.float32),
+        )  # fmt: skip
+    return out, None if geobox is None else geobox.zoom_to((size, size))
+
+
+def bilinear(n: int, size: int) -> np.ndarray:
+    """Weights (size, n) of bilinear resampling between pixel centres, clamped at the ends, no antialiasing.
+
+    As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` has it, which rs-embed uses.
+    """
+    at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    low = np.floor(at).astype(int)
+    weights = np.zeros((size, n))
+    weights[np.arange(size), low] = 1 - (at - low)
+    weights[np.arange(size), np.minimum(low + 1, n - 1)] += at - low
+    return weights
+
+
+def resample(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Frames (T, band, n, n) times `weights` (size, n) on both axes, by what was observed only.
+
+    A pixel is missing where less than half of its weight was observed.
+    """
+    there = np.isfinite(frames)
+    value = weights @ np.where(there, frames, 0).astype(np.float64) @ weights.T
+    share = weights @ there.astype(np.float64) @ weights.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(share >= 0.5, value / share, np.nan).astype(np.float32)
+
+
+def _coords(
+    made: xr.DataArray, geobox: GeoBox | None, rows: Axis, cols: Axis, cell: int
+) -> dict[Hashable, Any]:
+    """Centres of the cells, the CRS, and the scalar coords of the cube."""
+    coords: dict[Hashable, Any] = {
+        k: c.variable for k, c in made.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")
+    }
+    cells = {"y": (*rows.cells(cell), rows.start), "x": (*cols.cells(cell), cols.start)}
+    if geobox is not None:
+        from affine import Affine
+        from odc.geo.geobox import GeoBox
+        from odc.geo.xr import xr_coords
+
+        (top, height, row), (left, width, col) = cells["y"], cells["x"]
+        shift = Affine.translation(left * cell - col, top * cell - row)
+        grid = GeoBox((height, width), geobox.affine * shift * Affine.scale(cell), geobox.crs)
+        return {**coords, **xr_coords(grid, dims=("y", "x"))}
+    for dim, (first, count, start) in cells.items():
+        if dim not in made.coords:
+            continue
+        values = made[dim].values
+        if values.dtype.kind not in "iuf":
+            continue  # labels have no centres
+        step = float(values[1] - values[0]) if values.size > 1 else 1.0
+        if np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * abs(step):
+            raise CubeError(
+                f"{dim!r} coordinates are not evenly spaced: give the cube a CRS and a regular grid, or drop "
+                f"them with cube.drop_vars({dim!r})"
+            )
+        # resized cubes have fewer cells for the same extent
+        pixels = (np.arange(first, first + count) * cell - start) + (cell - 1) / 2
+        scale = values.size / (cols.size if dim == "x" else rows.size)
+        coords[dim] = (dim, values[0] + step * ((pixels + 0.5) * scale - 0.5))
+    return coords
+
+
+# ---------------------------------------------------------------------- record
+
+
+def _attrs(
+    made: xr.DataArray,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    spec: EncoderSpec,
+    stats: np.ndarray | None,
+    emb: xr.DataArray,
+    lazy: bool,
+) -> dict[str, Any]:
+    """All that is needed to make the embedding again, in types that every file format takes."""
+    doy0 = made["doy"].values - record["doy_base"]
+    attrs: dict[str, Any] = {
+        "long_name": f"AnySat {config['output']} embedding",
+        "model": spec.size,
+        "weights": spec.source,
+        "weights_sha256": (spec.sha256 if lazy else loaded_sha256(spec)) or "not loaded yet",
+        "output": config["output"],
+        "patch_size_m": config["patch_size"],
+        "tile": config["tile"],
+        "anchor": config["anchor"],
+        "norm": config["norm"] if isinstance(config["norm"], str) else "statistics",
+        "n_frames": int(made.sizes["time"]),
+        "doy0_values": [int(d) for d in doy0],
+        "doy_base": record["doy_base"],
+        "frame_dates": [str(t)[:10] for t in made["time"].values.astype("datetime64[D]")],
+        "temporal_window": record["period"],
+        "grid_hw": [int(emb.sizes["y"]), int(emb.sizes["x"])],
+        "grid_shape": [int(n) for n in emb.shape],
+        "precision": spec.precision,
+        "device": spec.device if lazy else describe(spec)["device"],
+        "versions": json.dumps(versions()),
+        "frames": json.dumps(record),
+        "config": json.dumps(config),
+    }
+    if stats is not None:
+        attrs["norm_bands"] = list(BANDS)
+        attrs["norm_mean"], attrs["norm_std"] = ([float(v) for v in row] for row in stats)
+    elif config["norm"] == "per_tile_zscore":
+        attrs["norm_statistics"] = (
+            "of the frames of this cube, made when it is computed; cube.anysat.statistics() gives them, "
+            "and as norm= they are recorded here"
+        )
+    return attrs
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that take part in a result."""
+    from xr_anysat import __version__
+
+    found = {"xr_anysat": __version__}
+    for name in ("torch", "xarray", "dask", "numpy", "odc-geo", "bottleneck"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,275 @@
+"""Windows through the model, block by block: the only place where dask meets torch.
+
+A block is a whole number of windows (cut only by the ends of the cube). Its task gets the frames of
+its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once a
+process. Nothing that is not in those arguments takes part, so results cannot depend on chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xr_anysat.cube import BANDS
+from xr_anysat.errors import AnySatWarning, CubeError
+from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
+from xr_anysat.model.spec import channels
+from xr_anysat.model.weights import EncoderSpec, get_encoder
+from xr_anysat.radiometry import check_values, normalize, split_valid, tile_statistics
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 256 << 20
+"""Bytes that the input and the output of a block may each have."""
+
+BLOCKS_AT_LEAST = 16
+"""Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
+
+SHARED_BYTES = 1 << 30
+"""Frames up to this size are kept between the pass for statistics and that for embeddings; larger
+ones are composed twice, so that memory does not grow with the area."""
+
+# One forward at a time in a process: torch itself uses all cores (or the whole device).
+_FORWARD = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a block needs to know beside its pixels; part of every task, so small and plain."""
+
+    spec: EncoderSpec
+    doy: tuple[int, ...]
+    norm: str
+    output: str
+    tile: int
+    side: int
+    batch: int | None
+
+    @property
+    def cell(self) -> int:
+        """Pixels on the side of an output cell."""
+        return {"patch": self.side, "tile": self.tile}.get(self.output, 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an output cell, D."""
+        return channels(self.spec.size, self.output)
+
+
+def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) -> Any:
+    """Embed frames.
+
+    Parameters
+    ----------
+    frames : ndarray or dask array, (T, 10, y, x) float32
+        Digital numbers, NaN where missing.
+    stats : ndarray, (2, 10) float64, or None
+        Statistics to normalize by; None where the cube's own are wanted (``per_tile_zscore``) or
+        none are needed.
+    rows, cols : Axis
+        Place of the pixels on the lattice.
+    settings : Settings
+
+    Returns
+    -------
+    ndarray or dask array, (D, y cells, x cells) float32
+        NumPy in, NumPy out.
+    """
+    import dask.array as da
+
+    eager = isinstance(frames, np.ndarray)
+    if eager:  # the same graph, computed at once; a name of its own spares hashing all pixels
+        get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
+        frames = da.from_array(frames, chunks=(-1, -1, 1024, 1024), name=False)
+    dates = frames.shape[0]
+    out_bytes = settings.channels * 4 / settings.cell**2
+    windows = blocks_for(
+        rows, cols, settings.tile, pixel_bytes=max(dates * len(BANDS) * 4.0, out_bytes),
+        limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST,
+    )  # fmt: skip
+    down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
+    blocks = ((dates,), (len(BANDS),), down, across)
+    if settings.norm == "per_tile_zscore":
+        stats = tile_statistics(_second_pass(frames).rechunk(blocks))
+    out = da.blockwise(
+        encode_block, "dyx",
+        frames.rechunk(blocks), "tbyx",
+        None if stats is None else da.asarray(stats), None if stats is None else "sc",
+        da.from_array(np.arange(rows.start, rows.stop), chunks=(down,)), "y",
+        da.from_array(np.arange(cols.start, cols.stop), chunks=(across,)), "x",
+        settings=settings,
+        new_axes={"d": settings.channels},
+        adjust_chunks={
+            "y": cell_chunks(rows, down, settings.cell),
+            "x": cell_chunks(cols, across, settings.cell),
+        },
+        concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
+    )  # fmt: skip
+    return out.compute(scheduler="synchronous") if eager else out
+
+
+def _second_pass(frames: Any) -> Any:
+    """The frames for the statistics: apart from those to embed where both would not fit in memory."""
+    if frames.nbytes <= SHARED_BYTES:
+        return frames
+    from dask.graph_manipulation import clone
+
+    return clone(frames)
+
+
+def encode_block(
+    frames: np.ndarray,
+    stats: np.ndarray | None,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    *,
+    settings: Settings,
+) -> np.ndarray:
+    """One block, (T, 10, h, w) float32 to (D, h cells, w cells) float32.
+
+    `rows` (h,) and `cols` (w,) are the pixels' numbers on the lattice.
+    """
+    values, valid = split_valid(frames)
+    check_values(values, valid)
+    y, x = Axis(int(rows[0]), len(rows)), Axis(int(cols[0]), len(cols))
+    (y_first, height), (x_first, width) = y.cells(settings.cell), x.cells(settings.cell)
+    out = np.full((settings.channels, height, width), np.nan, np.float32)
+    if not valid.any():
+        return out
+    model = get_encoder(settings.spec)
+    with _FORWARD:
+        for places, encoded in _forward(model, values, valid, stats, y, x, settings):
+            for (i, j), cells in zip(places, encoded, strict=True):
+                if settings.output == "tile":
+                    out[:, i.window - y_first, j.window - x_first] = cells
+                elif settings.output == "patch":
+                    top = i.window * (settings.tile // settings.side) + i.first - y_first
+                    left = j.window * (settings.tile // settings.side) + j.first - x_first
+                    out[:, top : top + i.count, left : left + j.count] = np.moveaxis(cells, -1, 0)
+                else:  # one cell a pixel: the patches may reach over the end of the cube
+                    from_y, from_x = (s.start - s.window * settings.tile - s.first * settings.side for s in (i, j))
+                    cells = cells[from_y : from_y + i.stop - i.start, from_x : from_x + j.stop - j.start]
+                    top, left = i.start - y.start, j.start - x.start
+                    out[:, top : top + cells.shape[0], left : left + cells.shape[1]] = np.moveaxis(cells, -1, 0)
+    return out
+
+
+def _forward(
+    model: Any,
+    values: np.ndarray,
+    valid: np.ndarray,
+    stats: np.ndarray | None,
+    y: Axis,
+    x: Axis,
+    settings: Settings,
+) -> Iterator[tuple[list[tuple[Span, Span]], np.ndarray]]:
+    """The windows of a block, encoded, in batches of windows of one shape."""
+    import torch
+
+    device = next(model.parameters()).device
+    batch = _batch(settings, device.type)
+    doy = torch.tensor(settings.doy, device=device)
+    alike: dict[tuple[int, ...], list[tuple[Span, Span]]] = {}
+    for i in spans(y, settings.tile, settings.side):
+        for j in spans(x, settings.tile, settings.side):
+            if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
+                alike.setdefault((i.first, i.count, j.first, j.count), []).append((i, j))
+    for (top, _, left, _), places in alike.items():
+        for at in range(0, len(places), batch):
+            part = places[at : at + batch]
+            cut = [_cut(values, valid, stats, y, x, i, j, settings) for i, j in part]
+            window = torch.from_numpy(np.stack([c[0] for c in cut])).to(device)
+            there = torch.from_numpy(np.stack([c[1] for c in cut])).to(device)
+            with torch.inference_mode(), _autocast(device, settings.spec.precision):
+                encoded = _call(model, window, doy, there, (top, left), settings)
+            yield part, encoded.float().cpu().numpy()
+
+
+def _cut(
+    values: np.ndarray,
+    valid: np.ndarray,
+    stats: np.ndarray | None,
+    y: Axis,
+    x: Axis,
+    i: Span,
+    j: Span,
+    settings: Settings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalized pixels (T, 10, H, W) and validity (T, H, W) of what there is of one window.
+
+    H and W are whole patches: pixels beyond the end of the cube are there as invalid ones.
+    """
+    at = np.s_[..., i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start]
+    there = valid[at]
+    pixels = normalize(values[at], there, settings.norm, stats)
+    before = [s.start - s.window * settings.tile - s.first * settings.side for s in (i, j)]
+    shape = [s.count * settings.side for s in (i, j)]
+    if shape == list(pixels.shape[2:]):
+        return pixels, there
+    inner = np.s_[..., before[0] : before[0] + there.shape[1], before[1] : before[1] + there.shape[2]]
+    whole = np.zeros((*pixels.shape[:2], *shape), np.float32)
+    whole_there = np.zeros((there.shape[0], *shape), bool)
+    whole[inner], whole_there[inner] = pixels, there
+    return whole, whole_there
+
+
+def _call(
+    model: Any, window: torch.Tensor, doy: torch.Tensor, valid: torch.Tensor, origin: tuple[int, int], settings: Settings
+) -> torch.Tensor:
+    """Run a batch of windows through our model, or through a module that is called like upstream's."""
+    from xr_anysat.model.anysat import AnySat
+
+    if isinstance(model, AnySat):
+        encoded: torch.Tensor = model.encode(
+            window, doy, valid, side=settings.side, output=settings.output, origin=origin
+        )
+        return encoded
+    side = settings.tile
+    if not valid.all() or window.shape[-2:] != (side, side):
+        raise CubeError(
+            f"a window of {window.shape[-2]} × {window.shape[-1]} pixels, {int((~valid).sum())} of its observations "
+            f"missing: the module handed in as model= takes only complete windows of {side} × {side} pixels. Use "
+            "model='base' with weights=PATH, which leaves out what is missing, or crop the cube to whole windows"
+        )
+    output = "dense" if settings.output == "local" else settings.output
+    dates = doy[None].expand(len(window), -1)
+    encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
+    return encoded[..., encoded.shape[-1] // 2 :] if settings.output == "local" else encoded
+
+
+def _batch(settings: Settings, device: str) -> int:
+    """Windows a forward.
+
+    On a CPU it is one: as fast as any, since a window's matrices are already large, and the rows of
+    a window then never share a matrix with others, which keeps results bit-identical.
+    """
+    if device == "cpu":
+        return 1
+    return settings.batch or max(1, (1 << 16) // settings.tile**2)
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    import torch
+
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def warn_if_empty(values: Any) -> None:
+    """Say so if nothing at all came out; for results that are already there."""
+    if isinstance(values, np.ndarray) and values.size and np.isnan(values).all():
+        warnings.warn(
+            "nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)",
+            AnySatWarning, stacklevel=3,
+        )  # fmt: skip
+
+
+def describe(spec: EncoderSpec) -> Mapping[str, str]:
+    """The device that a loaded model is on."""
+    return {"device": str(next(get_encoder(spec).parameters()).device)}

@@ -1,0 +1,417 @@
+"""T frames of a cube: equal bins of a period, each composed of what was observed in it.
+
+The result is itself a cube ``(time, band, y, x)``, float32 with NaN for what is missing, with the
+coords ``doy``, ``n_obs``, ``bin_start`` and ``bin_end`` along time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import bottleneck
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.config import FRAMES, option
+from xr_anysat.cube import BANDS, Cube, blank_missing, read_cube
+from xr_anysat.errors import CubeError, CubeTypeError, OptionError
+
+Period = str | Sequence[Any] | None
+
+REDUCERS = ("median", "mean", "clearest")
+EMPTY = ("drop", "nearest")
+DOY = ("midpoint", "observed")
+
+FRAMES_ATTR = "anysat_frames"
+"""attrs key that makes a cube known as composed: JSON of how."""
+
+PERIOD_ATTR = "anysat_period"
+"""attrs key of the period a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
+
+TASK_BYTES = 256 << 20
+"""Bytes that the input of a composing task may have."""
+
+
+def frames(
+    cube: xr.DataArray | xr.Dataset,
+    n: int | None = FRAMES,
+    *,
+    period: Period = None,
+    reduce: str = "median",
+    empty: str = "drop",
+    doy: str = "midpoint",
+    doy_base: int = 0,
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+    fill_value: float | None = None,
+) -> xr.DataArray:
+    """Compose a cube into `n` frames with days of the year.
+
+    The period ``[start, end)`` of ``days`` days is cut at ``start + days·i // n``. A frame is made,
+    band by band and pixel by pixel, of the valid observations of its bin.
+
+    Parameters
+    ----------
+    cube : DataArray or Dataset
+        Sentinel-2 digital numbers, see :func:`xr_anysat.embed`.
+    n : int or None
+        Number of bins. None: every acquisition is a frame, with its own date.
+    period : str or (start, end), optional
+        ``"2022"``, ``"2022-06"``, ``"2022-04-01/2022-10-01"`` or a pair of dates; the end is
+        exclusive. Default: the period that the cube was loaded for, else from its first to its
+        last day. Acquisitions outside of it take no part.
+    reduce : {"median", "mean", "clearest"}
+        ``clearest`` takes all bands of the observation with the least blue (B2), where haze and
+        cloud show first: a spectrum that was really observed. Mask cloud shadows before.
+    empty : {"drop", "nearest"}
+        A bin without any acquisition is left out, or is a copy of the frame nearest in time (the
+        earlier of two) at its own bin's midpoint.
+    doy : {"midpoint", "observed"}
+        Date of a frame: the middle day of its bin (``bin_start + days_of_bin // 2``), or the median
+        day of its acquisitions.
+    doy_base : {0, 1}
+        Day of the year of 1 January. With 0, days run 0..364 as upstream's documentation says (31
+        December of a leap year is 364 too); with 1 they are ``tm_yday``, 1..366, as most of
+        upstream's training loaders have it.
+    bands, nodata
+        See :func:`xr_anysat.cube.read_cube`.
+    fill_value : float, optional
+        Digital number to put where nothing was observed, which then counts as observed. Default:
+        what is missing stays missing.
+
+    Returns
+    -------
+    DataArray, (time, band, y, x) float32
+        Lazy if `cube` is. Coords along time: ``doy`` (days), ``n_obs`` (acquisitions in the bin),
+        ``bin_start``, ``bin_end``. ``attrs["anysat_frames"]`` is JSON of how it was made.
+
+    Raises
+    ------
+    OptionError
+        An option is impossible, or the period is empty.
+    CubeError
+        The cube cannot be read, or has no acquisition in the period.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     np.full((12, 10, 4, 4), 1000, "uint16"), dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.date_range("2022-01-15", periods=12, freq="MS"), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> f = xr_anysat.frames(cube, 8, period="2022")
+    >>> f.doy.values
+    array([ 22,  68, 113, 159, 205, 250, 296, 342])
+    >>> f.n_obs.values
+    array([1, 2, 1, 2, 1, 2, 1, 1])
+    """
+    check_not_embedding(cube)
+    n = option("frames", n)
+    check_options(n, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value)
+    made = frames_made(cube, n, period=period, reduce=reduce, empty=empty, doy=doy, fill_value=fill_value)
+    if made is not None:
+        return made
+    return compose(
+        read_cube(cube, bands=bands, nodata=nodata),
+        n, period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value,
+    )  # fmt: skip
+
+
+def check_options(
+    n: int | None, *, reduce: str, empty: str, doy: str, doy_base: int, fill_value: float | None
+) -> None:
+    """Refuse impossible options of :func:`frames`, before anything is looked at."""
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
+        raise OptionError(f"frames={n!r}: wanted a positive whole number, or None for every acquisition")
+    for name, value, known in (("reduce", reduce, REDUCERS), ("empty", empty, EMPTY), ("doy", doy, DOY)):
+        if value not in known:
+            raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
+    if doy_base not in (0, 1):
+        raise OptionError(f"{doy_base=}: wanted 0 (1 January is day 0) or 1 (1 January is day 1)")
+    if fill_value is not None and not (isinstance(fill_value, (int, float)) and math.isfinite(fill_value)):
+        raise OptionError(f"{fill_value=}: wanted a finite digital number, or None to leave gaps out")
+    if n is None:
+        for name, value, default in (("reduce", reduce, REDUCERS[0]), ("empty", empty, EMPTY[0])):
+            if value != default:
+                raise OptionError(
+                    f"{name}={value!r} has no meaning with frames=None: give a number of frames"
+                )
+
+
+def check_not_embedding(cube: Any) -> None:
+    """Refuse an embedding cube where a Sentinel-2 cube is wanted."""
+    if isinstance(cube, xr.DataArray) and "D" in cube.dims:
+        raise CubeTypeError(
+            f"dims {cube.dims} are those of an embedding cube: wanted a Sentinel-2 cube (time, band, y, x); "
+            "call this on the cube that was embedded"
+        )
+
+
+def frames_made(
+    cube: xr.DataArray | xr.Dataset,
+    n: int | None,
+    *,
+    period: Period,
+    reduce: str,
+    empty: str,
+    doy: str,
+    fill_value: float | None,
+) -> xr.DataArray | None:
+    """The cube itself if it is already composed of frames, as this function makes them; else None.
+
+    Raises
+    ------
+    OptionError
+        If it is, and the options ask for composing it anew.
+    """
+    if not isinstance(cube, xr.DataArray) or FRAMES_ATTR not in cube.attrs:
+        return None
+    asked = json.loads(cube.attrs[FRAMES_ATTR])["frames"]
+    anew = (period, reduce, empty, doy, fill_value) != (None, REDUCERS[0], EMPTY[0], DOY[0], None)
+    if anew or (n is not None and n != asked):
+        raise OptionError(
+            f"this cube is already composed (frames={asked}, {cube.sizes['time']} of them observed): pass "
+            "frames=None and no option of composing, or start from the acquisitions"
+        )
+    if cube.dims != ("time", "band", "y", "x") or list(cube["band"].values) != list(BANDS):
+        raise CubeError(
+            f"composed frames with dims {cube.dims} and bands {list(cube['band'].values)}: hand them in as "
+            "frames() made them, or drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
+        )
+    return cube
+
+
+# ---------------------------------------------------------------------- dates
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One frame: its days [start, end), its date, and the acquisitions [first, stop) it is made of."""
+
+    start: pd.Timestamp
+    end: pd.Timestamp
+    date: pd.Timestamp
+    first: int
+    stop: int
+
+
+def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
+    """The half-open period of whole days, or None for None.
+
+    Examples
+    --------
+    >>> [str(t.date()) for t in parse_period("2022")]
+    ['2022-01-01', '2023-01-01']
+    >>> [str(t.date()) for t in parse_period(("2022-04-01", "2022-10-01"))]
+    ['2022-04-01', '2022-10-01']
+    """
+    if period is None:
+        return None
+    wanted = (
+        "wanted '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
+    )
+    try:
+        if isinstance(period, str) and "/" not in period:
+            span = pd.Period(period)
+            start, end = span.start_time, (span + 1).start_time
+        else:
+            parts = period.split("/") if isinstance(period, str) else list(period)
+            start, end = (pd.Timestamp(p) for p in parts)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{period=}: {wanted}") from error
+    if (
+        pd.isna(start)
+        or pd.isna(end)
+        or start != start.normalize()
+        or end != end.normalize()
+        or start.tz
+        or end.tz
+    ):
+        raise OptionError(f"{period=}: {wanted}, of whole days without a time zone")
+    if end <= start:
+        raise OptionError(f"{period=} is empty: its end is exclusive and must lie after its start")
+    return start, end
+
+
+def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timestamp]:
+    """The n + 1 bounds of n equal bins: ``start + days·i // n``."""
+    days = (end - start).days
+    if days < n:
+        raise OptionError(
+            f"a period of {days} days ({start.date()} to {end.date()}) cannot be cut into {n} frames of whole "
+            "days: ask for fewer frames, give a longer period=, or frames=None for every acquisition"
+        )
+    return [start + pd.Timedelta(days=days * i // n) for i in range(n + 1)]
+
+
+def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
+    """Days of the year (n,) int64; with base 0 the last day of a leap year is 364, as upstream has it."""
+    days = np.array([d.dayofyear - 1 for d in dates], np.int64)
+    return days + 1 if base else np.minimum(days, 364)
+
+
+def plan_bins(
+    times: np.ndarray, n: int | None, period: Period, recorded: str | None, *, empty: str, doy: str
+) -> tuple[list[Bin], dict[str, Any]]:
+    """Which acquisitions (sorted `times`) go into which frame, and a record of it."""
+    days = pd.DatetimeIndex(times)
+    whole = (days[0].normalize(), days[-1].normalize() + pd.Timedelta(days=1))
+    start, end = parse_period(period) or parse_period(recorded) or whole
+    inside = np.flatnonzero((days >= start) & (days < end))
+    if not inside.size:
+        raise CubeError(
+            f"no acquisition between {start.date()} and {end.date()} (exclusive): the cube's run from "
+            f"{days[0].date()} to {days[-1].date()}. Give a period= that meets them, or load that period"
+        )
+    record = {
+        "frames": n,
+        "period": f"{start.date()}/{end.date()}",
+        "acquisitions": int(inside.size),
+        "outside_period": int(days.size - inside.size),
+    }
+    if n is None:
+        day = pd.Timedelta(days=1)
+        return [
+            Bin(days[i].normalize(), days[i].normalize() + day, days[i], i, i + 1) for i in inside
+        ], record
+    bounds = bin_bounds(start, end, n)
+    edges = np.searchsorted(days, pd.DatetimeIndex(bounds))
+    bins = []
+    for a, b, i, j in zip(bounds, bounds[1:], edges, edges[1:], strict=False):
+        date = a + pd.Timedelta(days=(b - a).days // 2)
+        if doy == "observed" and j > i:
+            date = pd.Timestamp(days[i:j].to_series().median()).normalize()
+        bins.append(Bin(a, b, date, int(i), int(j)))
+    observed = [x for x in bins if x.stop > x.first]
+    record["empty_bins"] = n - len(observed)
+    if empty == "drop":
+        return observed, record
+    return [x if x.stop > x.first else _borrow(x, observed) for x in bins], record
+
+
+def _borrow(hole: Bin, observed: list[Bin]) -> Bin:
+    """The bin `hole` at its own date with the acquisitions of the nearest observed bin (the earlier of two)."""
+    near = min(observed, key=lambda x: (abs(x.date - hole.date), x.start))
+    return Bin(hole.start, hole.end, hole.date, near.first, near.stop)
+
+
+# ---------------------------------------------------------------------- pixels
+
+
+def compose(
+    cube: Cube,
+    n: int | None,
+    *,
+    period: Period,
+    reduce: str,
+    empty: str,
+    doy: str,
+    doy_base: int,
+    fill_value: float | None,
+) -> xr.DataArray:
+    """The frames of a canonical cube; see :func:`frames`."""
+    array = cube.array
+    bins, record = plan_bins(
+        array["time"].values, n, period, array.attrs.get(PERIOD_ATTR), empty=empty, doy=doy
+    )
+    own = [x.stop > x.first and x.start <= pd.Timestamp(array["time"].values[x.first]) < x.end for x in bins]
+    data = _reduce(array.data, bins, None if n is None else reduce, cube.nodata, fill_value)
+    dates = [x.date for x in bins]
+    along_time = {
+        "doy": day_of_year(dates, doy_base),
+        "n_obs": np.array([x.stop - x.first if mine else 0 for x, mine in zip(bins, own, strict=True)]),
+        "bin_start": pd.DatetimeIndex([x.start for x in bins]),
+        "bin_end": pd.DatetimeIndex([x.end for x in bins]),
+    }
+    out = xr.DataArray(
+        data,
+        dims=("time", "band", "y", "x"),
+        coords={
+            **{k: c for k, c in array.coords.items() if "time" not in c.dims},
+            "time": pd.DatetimeIndex(dates),
+            **{k: ("time", v) for k, v in along_time.items()},
+        },
+        name=array.name,
+    )
+    record |= {"reduce": reduce, "empty": empty, "doy": doy, "doy_base": doy_base, "fill_value": fill_value}
+    out.attrs = {FRAMES_ATTR: json.dumps(record), "units": "DN", "nodata": float("nan")}
+    if "spatial_ref" in out.coords:
+        out.encoding["grid_mapping"] = "spatial_ref"
+    return out
+
+
+def composite(values: np.ndarray, reduce: str | None, nodata: float, fill_value: float | None) -> np.ndarray:
+    """One frame (1, band, y, x) float32 of the observations (n, band, y, x) of its bin."""
+    x = blank_missing(values, nodata)
+    if reduce == "median" and len(x) > 1:
+        x = bottleneck.nanmedian(x, axis=0)[None]
+    elif reduce == "mean" and len(x) > 1:  # float64: the sum of whole numbers is then exact in any order
+        there = np.isfinite(x)
+        count = there.sum(0, keepdims=True)
+        total = np.where(there, x, 0).sum(0, keepdims=True, dtype=np.float64)
+        x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    elif reduce == "clearest" and len(x) > 1:
+        whole = np.isfinite(x).all(1, keepdims=True)
+        blue = np.where(whole, x[:, BANDS.index("B2")][:, None], np.inf)
+        best = blue.argmin(0, keepdims=True)
+        x = np.take_along_axis(np.where(whole, x, np.nan), np.broadcast_to(best, (1, *x.shape[1:])), 0)
+    return x if fill_value is None else np.where(np.isfinite(x), x, np.float32(fill_value))
+
+
+def _composite_chunks(
+    chunks: list[np.ndarray], span: slice, reduce: str | None, nodata: float, fill_value: float | None
+) -> np.ndarray:
+    """`composite` of the dates `span` of chunks that follow each other in time."""
+    values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    return composite(values[span], reduce, nodata, fill_value)
+
+
+def _reduce(data: Any, bins: list[Bin], reduce: str | None, nodata: float, fill_value: float | None) -> Any:
+    """The frames (T, band, y, x) of a NumPy or dask array (time, band, y, x)."""
+    if isinstance(data, np.ndarray):
+        return np.concatenate([composite(data[x.first : x.stop], reduce, nodata, fill_value) for x in bins])
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+
+    data = _fit_task(data, bins, whole_bands=reduce == "clearest")
+    starts = np.cumsum([0, *data.chunks[0]])
+    name = (
+        f"anysat-frames-{tokenize(data.name, [(x.first, x.stop) for x in bins], reduce, nodata, fill_value)}"
+    )
+    graph: dict[Any, Any] = {}
+    for i, x in enumerate(bins):
+        first = int(np.searchsorted(starts, x.first, side="right")) - 1
+        stop = int(np.searchsorted(starts, x.stop, side="left"))
+        span = slice(x.first - int(starts[first]), x.stop - int(starts[first]))
+        for place in product(*(range(len(c)) for c in data.chunks[1:])):
+            keys = [(data.name, t, *place) for t in range(first, stop)]
+            graph[(name, i, *place)] = (_composite_chunks, keys, span, reduce, nodata, fill_value)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[data])
+    chunks = ((1,) * len(bins), *data.chunks[1:])
+    return da.Array(layers, name, chunks=chunks, meta=np.empty((0,) * 4, np.float32))
+
+
+def _fit_task(data: Any, bins: list[Bin], *, whole_bands: bool) -> Any:
+    """Cut a dask array so that the observations of one frame fit a task."""
+    if whole_bands:
+        data = data.rechunk({1: -1})
+    most = max(data.chunks[0]) + max(x.stop - x.first for x in bins) - 1  # a bin meets cut chunks at its ends
+    dates = min(most, data.shape[0])
+    bands, height, width = (max(c) for c in data.chunks[1:])
+    # one date's chunk read whole is the maker's business; several together are ours
+    if (
+        dates * bands * height * width * data.dtype.itemsize <= TASK_BYTES
+        or max(data.chunks[0]) == data.shape[0] == 1
+    ):
+        return data
+    pixels = TASK_BYTES // (dates * bands * data.dtype.itemsize)
+    side = max(1, math.isqrt(pixels))
+    return data.rechunk({2: min(side, height), 3: min(side, width)})

@@ -1,0 +1,55 @@
+"""What the published models are made of: sizes, sensors, outputs. Plain tables, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width, depth and heads of one published size."""
+
+    dim: int
+    depth: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What a projector is built from: the bands, and the temporal or the image kind."""
+
+    channels: int
+    series: bool = True
+    date_base: int = 367  # base of the date code's sinusoids, not a limit on the dates
+    normed_values: bool = False  # a GroupNorm over (channels of a group x dates) before attention
+    kernel: int = 10  # image kind: pixels under one convolution
+
+
+SIZES = {"tiny": Size(256, 2, 4), "small": Size(512, 4, 8), "base": Size(768, 6, 12)}
+
+SENSORS = {
+    "aerial": Sensor(4, series=False),
+    "aerial-flair": Sensor(5, series=False),
+    "spot": Sensor(3, series=False),
+    "naip": Sensor(4, series=False, kernel=8),
+    "s2": Sensor(10, normed_values=True),
+    "s1-asc": Sensor(2),
+    "s1": Sensor(3),
+    "alos": Sensor(3),
+    "l7": Sensor(6),
+    "l8": Sensor(11, date_base=366),
+    "modis": Sensor(7),
+}
+
+OUTPUTS = ("tile", "patch", "dense", "local", "all")
+
+
+def channels(size: str, output: str) -> int:
+    """Channels of an output kind: the width of the model, twice that for ``dense``.
+
+    Examples
+    --------
+    >>> channels("base", "patch"), channels("base", "dense")
+    (768, 1536)
+    """
+    return SIZES[size].dim * (2 if output == "dense" else 1)

@@ -1,0 +1,335 @@
+"""From digital numbers to what the model saw in training: clipping, normalization, statistics."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.config import FRAMES, option
+from xr_anysat.cube import BANDS
+from xr_anysat.errors import AnySatWarning, CubeError, OptionError
+from xr_anysat.frames import Period
+from xr_anysat.frames import frames as make_frames
+
+DN_MAX = 10_000.0
+"""Digital numbers are clipped to 0..10 000 (reflectance 0..1) before normalization."""
+
+STD_FLOOR = 1e-6
+"""Least standard deviation divided by, as in rs-embed: a constant band becomes zero."""
+
+# Reflectance never passes this by much, digital numbers always do.
+REFLECTANCE_MAX = 1.5
+
+# Products of baseline 04.00 and later hold reflectance × 10 000 + 1000: nothing lies below.
+BOA_OFFSET = 1000
+# Darkest digital numbers above this are no sign of the offset: a bright scene just has none.
+BOA_OFFSET_DARK = 1400
+# Fewer values than this say nothing.
+BOA_OFFSET_COUNT = 10_000
+
+NORMS = ("per_tile_zscore", "per_window_zscore", "unit_scale", "reflectance", "raw", "none", "pastis", "treesatai")
+_SAME = {"reflectance": "unit_scale", "none": "raw"}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each band, in digital numbers.
+
+    Attributes
+    ----------
+    mean, std : tuple of 10 float
+        In the order of :data:`xr_anysat.BANDS`, DN.
+    count : int
+        Observations (frames × valid pixels) they were computed from; 0 where that is not known.
+
+    Examples
+    --------
+    >>> import xr_anysat
+    >>> s = xr_anysat.Statistics.from_json(xr_anysat.radiometry.PASTIS.to_json())
+    >>> s == xr_anysat.radiometry.PASTIS
+    True
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != len(BANDS):
+                raise OptionError(f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}")
+            object.__setattr__(self, name, values)
+        if any(s < 0 for s in self.std):
+            raise OptionError(f"std={self.std}: standard deviations cannot be negative")
+
+    def to_json(self) -> str:
+        """The statistics as JSON; `from_json` reads it back to the last digit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Statistics:
+        """Statistics from what `to_json` wrote.
+
+        Raises
+        ------
+        OptionError
+            If `text` is something else.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"{text[:80]!r} holds no statistics ({error}): wanted what to_json() wrote") from error
+
+    def array(self) -> np.ndarray:
+        """(2, 10) float64: the means, then the standard deviations."""
+        return np.array([self.mean, self.std])
+
+
+# MODEL: gastruc/AnySat, the demo's TreeSatAI-TS statistics (clouds included).
+TREESATAI = Statistics(
+    mean=(4304.3, 4159.3, 4057.8, 4329.0, 4571.2, 4644.9, 4837.2, 4700.3, 2823.3, 2320.0),
+    std=(3538.0, 3324.2, 3270.1, 3250.5, 2897.4, 2754.5, 2821.5, 2626.0, 1731.6, 1549.3),
+)
+# PASTIS, Fold_1 (https://github.com/VSainteuf/pastis-benchmark).
+PASTIS = Statistics(
+    mean=(1165.94, 1375.65, 1429.22, 1764.80, 2719.27, 3063.61, 3205.90, 3319.11, 2422.90, 1639.37),
+    std=(1942.62, 1881.92, 1959.38, 1867.22, 1754.59, 1769.40, 1784.86, 1767.71, 1458.96, 1299.28),
+)
+_FIXED = {"pastis": PASTIS, "treesatai": TREESATAI}
+
+
+def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
+    """Name of a normalization and the statistics it fixes, if it does.
+
+    Examples
+    --------
+    >>> parse_norm("reflectance")
+    ('unit_scale', None)
+    >>> parse_norm("pastis")[1].mean[0]
+    1165.94
+    """
+    if isinstance(norm, Statistics):
+        return "statistics", norm
+    if isinstance(norm, Mapping):
+        return "statistics", Statistics.from_json(json.dumps(dict(norm)))
+    if norm not in NORMS:
+        raise OptionError(
+            f"{norm=}: wanted one of {', '.join(map(repr, NORMS))}, or the Statistics that "
+            "cube.anysat.statistics() gives"
+        )
+    name = _SAME.get(norm, norm)
+    return name, _FIXED.get(name)
+
+
+def split_valid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clipped digital numbers and what of them was observed.
+
+    Parameters
+    ----------
+    values : ndarray, (T, 10, y, x) float32
+        Frames, NaN where missing.
+
+    Returns
+    -------
+    values : ndarray, (T, 10, y, x) float32
+        In 0..10 000, zero where missing.
+    valid : ndarray, (T, y, x) bool
+        Where all ten bands were observed: the model takes an observation whole or not at all.
+    """
+    valid = np.isfinite(values).all(1)
+    clipped = np.clip(values, 0.0, DN_MAX)
+    if not valid.all():
+        clipped = np.where(valid[:, None], clipped, np.float32(0))
+    return clipped.astype(np.float32, copy=False), valid
+
+
+def check_values(values: np.ndarray, valid: np.ndarray) -> None:
+    """Look whether `values` (T, 10, y, x) are digital numbers; changes nothing.
+
+    Raises
+    ------
+    CubeError
+        If they look like reflectance, 0..1.
+
+    Warns
+    -----
+    AnySatWarning
+        If they look as if the +1000 offset of baseline 04.00 were still in them.
+    """
+    if not valid.any():
+        return
+    everywhere = valid.all()
+    most = float(values.max() if everywhere else values.max(where=valid[:, None], initial=-np.inf))
+    if 0 < most <= REFLECTANCE_MAX and (values % 1).any():  # whole numbers are dark ground, not reflectance
+        raise CubeError(
+            f"values up to {most:g} look like reflectance: wanted digital numbers, reflectance × 10 000. "
+            "Multiply first: (cube * 10000).anysat.embed(...)"
+        )
+    least = float(values.min() if everywhere else values.min(where=valid[:, None], initial=np.inf))
+    if BOA_OFFSET <= least <= BOA_OFFSET_DARK and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
+        warnings.warn(
+            f"no digital number lies below {least:.0f}: it looks as if the +{BOA_OFFSET} offset of processing "
+            f"baseline 04.00 and later were still in. If so, subtract it: (cube - {BOA_OFFSET}).clip(min=0) "
+            "where the cube is valid. Nothing was changed",
+            AnySatWarning, stacklevel=2,
+        )  # fmt: skip
+
+
+def moments(values: np.ndarray) -> np.ndarray:
+    """Count, mean and sum of squared deviations (3, 10) float64 of frames (T, 10, y, x)."""
+    parts = []
+    for frame in values:  # one at a time: float64 is twice the size
+        frame, valid = split_valid(frame[None])
+        rows = frame[0][:, valid[0]].astype(np.float64)  # (10, n)
+        if rows.shape[1]:
+            mean = rows.mean(1)
+            count = np.full(len(BANDS), float(rows.shape[1]))
+            parts.append([count, mean, np.square(rows - mean[:, None]).sum(1)])
+    return merge_moments(np.array(parts).reshape(-1, 3, len(BANDS)))
+
+
+def merge_moments(parts: np.ndarray) -> np.ndarray:
+    """Moments (3, 10) of the whole, from the moments (n, 3, 10) of its parts.
+
+    Chan, Golub and LeVeque's formula (1983), in float64.
+    """
+    count, mean, spread = parts[:, 0], parts[:, 1], parts[:, 2]
+    total = count.sum(0)
+    whole = (count * mean).sum(0) / np.maximum(total, 1)
+    return np.stack([total, whole, (spread + count * np.square(mean - whole)).sum(0)])
+
+
+def mean_and_std(parts: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation (2, 10) from the moments (n, 3, 10); NaN where nothing was observed."""
+    count, mean, spread = merge_moments(parts)
+    unknown = np.where(count > 0, 0.0, np.nan)
+    return np.stack([mean, np.sqrt(spread / np.maximum(count, 1))]) + unknown
+
+
+def normalize(values: np.ndarray, valid: np.ndarray, norm: str, stats: np.ndarray | None) -> np.ndarray:
+    """What the model gets: (T, 10, y, x) float32, zero where missing.
+
+    Parameters
+    ----------
+    values : ndarray, (T, 10, y, x) float32
+        Clipped digital numbers.
+    valid : ndarray, (T, y, x) bool
+        What was observed.
+    norm : str
+        ``unit_scale``: divided by 10 000. ``raw``: as they are. ``per_window_zscore``: by the mean
+        and standard deviation of `values` themselves. All else: by `stats`.
+    stats : ndarray, (2, 10) float64, or None
+        Mean and standard deviation.
+
+    Returns
+    -------
+    ndarray
+    """
+    if norm == "raw":
+        return values
+    if norm == "unit_scale":
+        return values / np.float32(DN_MAX)
+    if norm == "per_window_zscore":
+        if not valid.any():
+            return values
+        stats = mean_and_std(moments(np.where(valid[:, None], values, np.nan))[None])
+    assert stats is not None  # every other mode comes with statistics
+    mean, std = stats.astype(np.float32)[:, :, None, None]
+    scaled: np.ndarray = (values - mean) / np.maximum(std, np.float32(STD_FLOOR))
+    return scaled if valid.all() else np.where(valid[:, None], scaled, np.float32(0))
+
+
+def statistics(
+    cube: xr.DataArray | xr.Dataset,
+    frames: int | None = FRAMES,
+    *,
+    period: Period = None,
+    reduce: str = "median",
+    empty: str = "drop",
+    doy: str = "midpoint",
+    doy_base: int = 0,
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+    fill_value: float | None = None,
+) -> Statistics:
+    """Mean and standard deviation of each band over all frames and valid pixels; computes at once.
+
+    Save them and hand them to every later call as ``norm=``: embeddings are then comparable between
+    areas and years, and do not depend on what else was in the cube.
+
+    Parameters
+    ----------
+    cube, frames, period, reduce, empty, doy, doy_base, bands, nodata, fill_value
+        As in :func:`xr_anysat.frames`.
+
+    Returns
+    -------
+    Statistics
+
+    Raises
+    ------
+    CubeError
+        If the cube cannot be read or nothing in it was observed.
+    OptionError
+        If an option is impossible.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     np.full((2, 10, 4, 4), 1000, "uint16"), dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.to_datetime(["2022-03-01", "2022-08-01"]), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> stats = xr_anysat.statistics(cube, frames=None)
+    >>> stats.mean[0], stats.std[0], stats.count
+    (1000.0, 0.0, 32)
+    """
+    made = make_frames(
+        cube, option("frames", frames), period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base,
+        bands=bands, nodata=nodata, fill_value=fill_value,
+    )  # fmt: skip
+    parts = np.asarray(lazy_moments(made.data))
+    mean, std = mean_and_std(parts)
+    count = int(parts[:, 0, 0].sum())
+    if not count:
+        raise CubeError("nothing valid in this cube: no statistics (is nodata= right, is the mask too wide?)")
+    return Statistics(tuple(mean), tuple(std), count)
+
+
+def lazy_moments(data: Any) -> Any:
+    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask."""
+    if isinstance(data, np.ndarray):
+        return moments(data)[None]
+    import dask.array as da
+
+    data = data.rechunk({0: -1, 1: -1})
+    parts = da.blockwise(
+        _block_moments, "yxmb", data, "tbyx", new_axes={"m": 3}, concatenate=True, align_arrays=False,
+        adjust_chunks={"y": 1, "x": 1}, dtype=np.float64, meta=np.empty((0,) * 4),
+    )  # fmt: skip
+    return parts.reshape(-1, 3, len(BANDS))
+
+
+def _block_moments(values: np.ndarray) -> np.ndarray:
+    return moments(values)[None, None]
+
+
+def tile_statistics(data: Any) -> Any:
+    """Mean and standard deviation (2, 10) of frames, lazily where `data` is lazy."""
+    parts = lazy_moments(data)
+    if isinstance(parts, np.ndarray):
+        return mean_and_std(parts)
+    import dask.array as da
+
+    return da.map_blocks(
+        mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
+        dtype=np.float64, meta=np.empty((0, 0)),
+    )  # fmt: skip
