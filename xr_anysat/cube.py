@@ -6,12 +6,14 @@ sorted, rows from north to south, one meaning of "missing", and pixels of 10 m (
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dask.array
 import numpy as np
 import xarray as xr
 
@@ -271,9 +273,16 @@ def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) ->
         raise CubeError(
             f"the bands differ in shape: {shapes}. Load them on one 10 m grid, odc.stac.load(..., resolution=10)"
         )
-    array = xr.concat(
-        [v.drop_attrs().expand_dims(band=[b]) for b, v in zip(BANDS, picked, strict=True)],
-        dim="band", coords="minimal", compat="override", join="override",
+    first = picked[0]
+    if any(not first[d].equals(v[d]) for v in picked[1:] for d in first.dims if d in first.coords):
+        raise CubeError(
+            "the bands have different coordinates: load them on one grid, or xarray.align them first"
+        )
+    lazy = any(v.chunks is not None for v in picked)
+    stack = dask.array.stack if lazy else np.stack
+    array = xr.DataArray(
+        stack([v.data for v in picked]), dims=("band", *first.dims), coords={**first.coords, "band": list(BANDS)},
+        name="s2", attrs=ds.attrs,
     )  # fmt: skip
     return _rename_dims(array), values[0]
 
@@ -297,20 +306,18 @@ def _sort_times(array: xr.DataArray) -> xr.DataArray:
         raise CubeError(
             f"the {array.sizes['time']} images have no dates: add them with cube.assign_coords(time=dates)"
         )
-    times = array["time"].values
+    times: np.ndarray = array["time"].values
+    if times.dtype.kind in "OUS":
+        # what is no date stays what it is, and is refused below
+        with contextlib.suppress(ValueError, TypeError), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            times = np.asarray(times, dtype="datetime64[ns]")
+            array = array.assign_coords(time=times)
     if times.dtype.kind != "M":
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                times = np.asarray(times, dtype="datetime64[ns]") if times.dtype.kind in "OUS" else None
-        except (ValueError, TypeError, Warning):
-            times = None
-        if times is None:
-            raise CubeError(
-                f"times of dtype {array['time'].dtype} ({array['time'].values[:1]}...): wanted datetime64, "
-                "cube.assign_coords(time=pandas.to_datetime(cube.time))"
-            )
-        array = array.assign_coords(time=times)
+        raise CubeError(
+            f"times of dtype {times.dtype} ({times[:1]}...): wanted datetime64, "
+            "cube.assign_coords(time=pandas.to_datetime(cube.time))"
+        )
     if np.isnat(times).any():
         raise CubeError(
             f"{int(np.isnat(times).sum())} of {times.size} times are NaT: drop or date those images"

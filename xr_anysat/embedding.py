@@ -15,19 +15,19 @@ import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
 from xr_anysat.cube import BANDS, PIXEL, read_cube
-from xr_anysat.engine import Settings, describe, encode, tile_statistics, warn_if_empty
+from xr_anysat.engine import Settings, describe, encode, warn_if_empty
 from xr_anysat.errors import AnySatWarning, CubeError, CubeTypeError, OptionError
 from xr_anysat.frames import (
     FRAMES_ATTR,
     Period,
+    Recipe,
     check_not_embedding,
-    check_options,
     compose,
-    frames_made,
+    is_composed,
 )
 from xr_anysat.lattice import Axis
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, loaded_sha256
-from xr_anysat.radiometry import Statistics, parse_norm
+from xr_anysat.radiometry import Statistics, parse_norm, tile_statistics
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 OUTPUTS = ("patch", "dense", "local", "tile")
 ANCHORS = ("auto", "grid", "cube")
 POOLS = ("mean", "max")
+
+SHARED_BYTES = 1 << 30
+"""Lazy frames up to this size are kept between the pass for ``per_tile_zscore``'s statistics and that
+for the embeddings; larger ones are composed twice, so that memory does not grow with the area."""
 
 PATCHES_MAX = 1024
 """Patches a window that upstream advises at most (README of gastruc/AnySat)."""
@@ -152,7 +156,7 @@ def embed(
     """
     check_not_embedding(cube)
     frames, tile, norm = option("frames", frames), option("tile", tile), option("norm", norm)
-    check_options(frames, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value)
+    recipe = Recipe(frames, period, reduce, empty, doy, doy_base, fill_value)
     norm_name, statistics = parse_norm(norm)
     if resize is not None:
         tile = resize
@@ -163,18 +167,15 @@ def embed(
     if pool is not None and pool not in POOLS:
         raise OptionError(f"{pool=}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid")
 
-    made = frames_made(
-        cube, frames, period=period, reduce=reduce, empty=empty, doy=doy, fill_value=fill_value
-    )
+    composed = is_composed(cube, recipe)
     canonical = read_cube(cube, bands=bands, nodata=nodata)
-    if made is None:
-        made = compose(
-            canonical, frames, period=period, reduce=reduce, empty=empty, doy=doy,
-            doy_base=doy_base, fill_value=fill_value,
-        )  # fmt: skip
+    made = canonical.array if composed else compose(canonical, recipe)
     record = json.loads(made.attrs[FRAMES_ATTR])
     spec = encoder_spec(
-        option("model", model), option("weights", weights), option("device", device), option("precision", precision)
+        option("model", model),
+        option("weights", weights),
+        option("device", device),
+        option("precision", precision),
     )
 
     data, geobox = made.data, canonical.geobox
@@ -188,9 +189,13 @@ def embed(
     )  # fmt: skip
     lazy = not isinstance(data, np.ndarray)
     stats = None if statistics is None else statistics.array()
-    if norm_name == "per_tile_zscore" and not lazy:  # known at once, so it can be recorded
-        norm_name, stats = "per_tile_zscore", tile_statistics(data)
-        settings = _with_known_statistics(settings)
+    if norm_name == "per_tile_zscore":
+        if lazy and data.nbytes > SHARED_BYTES:
+            again = read_cube(_apart(cube), bands=bands, nodata=nodata)
+            whole = again.array if composed else compose(again, recipe)
+            stats = tile_statistics(whole.data)
+        else:
+            stats = tile_statistics(data)
     encoded = encode(data, stats, rows, cols, settings)
     warn_if_empty(encoded)
 
@@ -200,10 +205,10 @@ def embed(
     if geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
     config = {
-        "frames": None if made is cube else frames, "period": None if made is cube else record["period"],
+        "frames": None if composed else frames, "period": None if composed else record["period"],
         "reduce": reduce, "empty": empty, "doy": doy, "doy_base": doy_base,
         "bands": None if bands is None else list(bands), "nodata": _jsonable(nodata), "fill_value": fill_value,
-        "norm": norm_name if not isinstance(statistics, Statistics) or norm_name != "statistics" else asdict(statistics),
+        "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
         "patch_size": int(patch_size), "tile": int(tile), "anchor": anchor, "resize": resize,
         "output": output, "pool": pool, "model": spec.size, "weights": spec.source,
         "device": spec.device, "precision": spec.precision, "batch": batch,
@@ -300,13 +305,18 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
-def _with_known_statistics(settings: Settings) -> Settings:
-    from dataclasses import replace
+def _apart(cube: xr.DataArray | xr.Dataset) -> xr.DataArray | xr.Dataset:
+    """The same cube under other keys: what is computed from both is read twice, not kept in memory."""
+    from dask.graph_manipulation import clone
 
-    return replace(settings, norm="statistics")
+    if isinstance(cube, xr.DataArray):
+        return cube.copy(data=clone(cube.data))
+    return cube.copy(
+        data={k: v.data if v.chunks is None else clone(v.data) for k, v in cube.data_vars.items()}
+    )
 
 
 def _jsonable(number: float | None) -> float | None:
@@ -427,7 +437,7 @@ def _attrs(
     record: dict[str, Any],
     config: dict[str, Any],
     spec: EncoderSpec,
-    stats: np.ndarray | None,
+    stats: Any,
     emb: xr.DataArray,
     lazy: bool,
 ) -> dict[str, Any]:
@@ -456,7 +466,7 @@ def _attrs(
         "frames": json.dumps(record),
         "config": json.dumps(config),
     }
-    if stats is not None:
+    if isinstance(stats, np.ndarray):
         attrs["norm_bands"] = list(BANDS)
         attrs["norm_mean"], attrs["norm_std"] = ([float(v) for v in row] for row in stats)
     elif config["norm"] == "per_tile_zscore":

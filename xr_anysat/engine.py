@@ -20,7 +20,7 @@ from xr_anysat.errors import AnySatWarning, CubeError
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
 from xr_anysat.model.spec import channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
-from xr_anysat.radiometry import check_values, normalize, split_valid, tile_statistics
+from xr_anysat.radiometry import check_values, normalize, split_valid
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +30,6 @@ BLOCK_BYTES = 256 << 20
 
 BLOCKS_AT_LEAST = 16
 """Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
-
-SHARED_BYTES = 1 << 30
-"""Frames up to this size are kept between the pass for statistics and that for embeddings; larger
-ones are composed twice, so that memory does not grow with the area."""
 
 # One forward at a time in a process: torch itself uses all cores (or the whole device).
 _FORWARD = threading.Lock()
@@ -69,9 +65,8 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
     ----------
     frames : ndarray or dask array, (T, 10, y, x) float32
         Digital numbers, NaN where missing.
-    stats : ndarray, (2, 10) float64, or None
-        Statistics to normalize by; None where the cube's own are wanted (``per_tile_zscore``) or
-        none are needed.
+    stats : ndarray or dask array, (2, 10) float64, or None
+        Mean and standard deviation to normalize by, where `settings.norm` needs them.
     rows, cols : Axis
         Place of the pixels on the lattice.
     settings : Settings
@@ -95,12 +90,10 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
     )  # fmt: skip
     down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
     blocks = ((dates,), (len(BANDS),), down, across)
-    if settings.norm == "per_tile_zscore":
-        stats = tile_statistics(_second_pass(frames).rechunk(blocks))
     out = da.blockwise(
         encode_block, "dyx",
         frames.rechunk(blocks), "tbyx",
-        None if stats is None else da.asarray(stats), None if stats is None else "sc",
+        stats if stats is None else da.asarray(stats), stats if stats is None else "sc",
         da.from_array(np.arange(rows.start, rows.stop), chunks=(down,)), "y",
         da.from_array(np.arange(cols.start, cols.stop), chunks=(across,)), "x",
         settings=settings,
@@ -112,15 +105,6 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
         concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
     )  # fmt: skip
     return out.compute(scheduler="synchronous") if eager else out
-
-
-def _second_pass(frames: Any) -> Any:
-    """The frames for the statistics: apart from those to embed where both would not fit in memory."""
-    if frames.nbytes <= SHARED_BYTES:
-        return frames
-    from dask.graph_manipulation import clone
-
-    return clone(frames)
 
 
 def encode_block(
@@ -153,10 +137,14 @@ def encode_block(
                     left = j.window * (settings.tile // settings.side) + j.first - x_first
                     out[:, top : top + i.count, left : left + j.count] = np.moveaxis(cells, -1, 0)
                 else:  # one cell a pixel: the patches may reach over the end of the cube
-                    from_y, from_x = (s.start - s.window * settings.tile - s.first * settings.side for s in (i, j))
+                    from_y, from_x = (
+                        s.start - s.window * settings.tile - s.first * settings.side for s in (i, j)
+                    )
                     cells = cells[from_y : from_y + i.stop - i.start, from_x : from_x + j.stop - j.start]
                     top, left = i.start - y.start, j.start - x.start
-                    out[:, top : top + cells.shape[0], left : left + cells.shape[1]] = np.moveaxis(cells, -1, 0)
+                    out[:, top : top + cells.shape[0], left : left + cells.shape[1]] = np.moveaxis(
+                        cells, -1, 0
+                    )
     return out
 
 
@@ -220,7 +208,12 @@ def _cut(
 
 
 def _call(
-    model: Any, window: torch.Tensor, doy: torch.Tensor, valid: torch.Tensor, origin: tuple[int, int], settings: Settings
+    model: Any,
+    window: torch.Tensor,
+    doy: torch.Tensor,
+    valid: torch.Tensor,
+    origin: tuple[int, int],
+    settings: Settings,
 ) -> torch.Tensor:
     """Run a batch of windows through our model, or through a module that is called like upstream's."""
     from xr_anysat.model.anysat import AnySat

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from dataclasses import asdict, dataclass
+from itertools import pairwise, product
+from typing import Any, TypeGuard
 
 import bottleneck
 import numpy as np
@@ -113,36 +113,43 @@ def frames(
     array([1, 2, 1, 2, 1, 2, 1, 1])
     """
     check_not_embedding(cube)
-    n = option("frames", n)
-    check_options(n, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value)
-    made = frames_made(cube, n, period=period, reduce=reduce, empty=empty, doy=doy, fill_value=fill_value)
-    if made is not None:
-        return made
-    return compose(
-        read_cube(cube, bands=bands, nodata=nodata),
-        n, period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base, fill_value=fill_value,
-    )  # fmt: skip
+    recipe = Recipe(option("frames", n), period, reduce, empty, doy, doy_base, fill_value)
+    if is_composed(cube, recipe):
+        return cube
+    return compose(read_cube(cube, bands=bands, nodata=nodata), recipe)
 
 
-def check_options(
-    n: int | None, *, reduce: str, empty: str, doy: str, doy_base: int, fill_value: float | None
-) -> None:
-    """Refuse impossible options of :func:`frames`, before anything is looked at."""
-    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
-        raise OptionError(f"frames={n!r}: wanted a positive whole number, or None for every acquisition")
-    for name, value, known in (("reduce", reduce, REDUCERS), ("empty", empty, EMPTY), ("doy", doy, DOY)):
-        if value not in known:
-            raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
-    if doy_base not in (0, 1):
-        raise OptionError(f"{doy_base=}: wanted 0 (1 January is day 0) or 1 (1 January is day 1)")
-    if fill_value is not None and not (isinstance(fill_value, (int, float)) and math.isfinite(fill_value)):
-        raise OptionError(f"{fill_value=}: wanted a finite digital number, or None to leave gaps out")
-    if n is None:
-        for name, value, default in (("reduce", reduce, REDUCERS[0]), ("empty", empty, EMPTY[0])):
-            if value != default:
+@dataclass(frozen=True)
+class Recipe:
+    """How to compose: the options of :func:`frames`, refused where impossible before anything is looked at."""
+
+    frames: int | None
+    period: Period = None
+    reduce: str = "median"
+    empty: str = "drop"
+    doy: str = "midpoint"
+    doy_base: int = 0
+    fill_value: float | None = None
+
+    def __post_init__(self) -> None:
+        n, fill = self.frames, self.fill_value
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
+            raise OptionError(f"frames={n!r}: wanted a positive whole number, or None for every acquisition")
+        for name, known in (("reduce", REDUCERS), ("empty", EMPTY), ("doy", DOY)):
+            value = getattr(self, name)
+            if value not in known:
+                raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
+            if n is None and value != known[0]:
                 raise OptionError(
                     f"{name}={value!r} has no meaning with frames=None: give a number of frames"
                 )
+        if self.doy_base not in (0, 1):
+            raise OptionError(f"doy_base={self.doy_base!r}: wanted 0 (1 January is day 0) or 1 (it is day 1)")
+        if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
+            raise OptionError(
+                f"fill_value={fill!r}: wanted a finite digital number, or None to leave gaps out"
+            )
+        parse_period(self.period)
 
 
 def check_not_embedding(cube: Any) -> None:
@@ -154,38 +161,33 @@ def check_not_embedding(cube: Any) -> None:
         )
 
 
-def frames_made(
-    cube: xr.DataArray | xr.Dataset,
-    n: int | None,
-    *,
-    period: Period,
-    reduce: str,
-    empty: str,
-    doy: str,
-    fill_value: float | None,
-) -> xr.DataArray | None:
-    """The cube itself if it is already composed of frames, as this function makes them; else None.
+def is_composed(cube: xr.DataArray | xr.Dataset, recipe: Recipe) -> TypeGuard[xr.DataArray]:
+    """Whether `cube` is what :func:`frames` made.
 
     Raises
     ------
     OptionError
-        If it is, and the options ask for composing it anew.
+        If it is, and `recipe` asks for composing it anew.
     """
     if not isinstance(cube, xr.DataArray) or FRAMES_ATTR not in cube.attrs:
-        return None
+        return False
     asked = json.loads(cube.attrs[FRAMES_ATTR])["frames"]
-    anew = (period, reduce, empty, doy, fill_value) != (None, REDUCERS[0], EMPTY[0], DOY[0], None)
-    if anew or (n is not None and n != asked):
+    base = json.loads(cube.attrs[FRAMES_ATTR])["doy_base"]
+    if recipe != Recipe(recipe.frames, doy_base=recipe.doy_base) or recipe.frames not in (None, asked):
         raise OptionError(
             f"this cube is already composed (frames={asked}, {cube.sizes['time']} of them observed): pass "
             "frames=None and no option of composing, or start from the acquisitions"
+        )
+    if recipe.doy_base not in (0, base):
+        raise OptionError(
+            f"this cube was composed with doy_base={base}, not {recipe.doy_base}: compose it anew"
         )
     if cube.dims != ("time", "band", "y", "x") or list(cube["band"].values) != list(BANDS):
         raise CubeError(
             f"composed frames with dims {cube.dims} and bands {list(cube['band'].values)}: hand them in as "
             "frames() made them, or drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
         )
-    return cube
+    return True
 
 
 # ---------------------------------------------------------------------- dates
@@ -257,24 +259,23 @@ def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
     return days + 1 if base else np.minimum(days, 364)
 
 
-def plan_bins(
-    times: np.ndarray, n: int | None, period: Period, recorded: str | None, *, empty: str, doy: str
-) -> tuple[list[Bin], dict[str, Any]]:
+def plan_bins(times: np.ndarray, recipe: Recipe, recorded: str | None) -> tuple[list[Bin], dict[str, Any]]:
     """Which acquisitions (sorted `times`) go into which frame, and a record of it."""
+    n = recipe.frames
     days = pd.DatetimeIndex(times)
     whole = (days[0].normalize(), days[-1].normalize() + pd.Timedelta(days=1))
-    start, end = parse_period(period) or parse_period(recorded) or whole
-    inside = np.flatnonzero((days >= start) & (days < end))
-    if not inside.size:
+    start, end = parse_period(recipe.period) or parse_period(recorded) or whole
+    inside = [int(i) for i in np.flatnonzero((days >= start) & (days < end))]
+    if not inside:
         raise CubeError(
             f"no acquisition between {start.date()} and {end.date()} (exclusive): the cube's run from "
             f"{days[0].date()} to {days[-1].date()}. Give a period= that meets them, or load that period"
         )
     record = {
-        "frames": n,
+        **asdict(recipe),
         "period": f"{start.date()}/{end.date()}",
-        "acquisitions": int(inside.size),
-        "outside_period": int(days.size - inside.size),
+        "acquisitions": len(inside),
+        "outside_period": len(days) - len(inside),
     }
     if n is None:
         day = pd.Timedelta(days=1)
@@ -282,16 +283,16 @@ def plan_bins(
             Bin(days[i].normalize(), days[i].normalize() + day, days[i], i, i + 1) for i in inside
         ], record
     bounds = bin_bounds(start, end, n)
-    edges = np.searchsorted(days, pd.DatetimeIndex(bounds))
+    edges = [int(e) for e in np.searchsorted(days, pd.DatetimeIndex(bounds))]
     bins = []
-    for a, b, i, j in zip(bounds, bounds[1:], edges, edges[1:], strict=False):
+    for (a, b), (i, j) in zip(pairwise(bounds), pairwise(edges), strict=True):
         date = a + pd.Timedelta(days=(b - a).days // 2)
-        if doy == "observed" and j > i:
+        if recipe.doy == "observed" and j > i:
             date = pd.Timestamp(days[i:j].to_series().median()).normalize()
-        bins.append(Bin(a, b, date, int(i), int(j)))
+        bins.append(Bin(a, b, date, i, j))
     observed = [x for x in bins if x.stop > x.first]
     record["empty_bins"] = n - len(observed)
-    if empty == "drop":
+    if recipe.empty == "drop":
         return observed, record
     return [x if x.stop > x.first else _borrow(x, observed) for x in bins], record
 
@@ -305,27 +306,15 @@ def _borrow(hole: Bin, observed: list[Bin]) -> Bin:
 # ---------------------------------------------------------------------- pixels
 
 
-def compose(
-    cube: Cube,
-    n: int | None,
-    *,
-    period: Period,
-    reduce: str,
-    empty: str,
-    doy: str,
-    doy_base: int,
-    fill_value: float | None,
-) -> xr.DataArray:
+def compose(cube: Cube, recipe: Recipe) -> xr.DataArray:
     """The frames of a canonical cube; see :func:`frames`."""
     array = cube.array
-    bins, record = plan_bins(
-        array["time"].values, n, period, array.attrs.get(PERIOD_ATTR), empty=empty, doy=doy
-    )
+    bins, record = plan_bins(array["time"].values, recipe, array.attrs.get(PERIOD_ATTR))
     own = [x.stop > x.first and x.start <= pd.Timestamp(array["time"].values[x.first]) < x.end for x in bins]
-    data = _reduce(array.data, bins, None if n is None else reduce, cube.nodata, fill_value)
+    data = _reduce(array.data, bins, recipe.reduce, cube.nodata, recipe.fill_value)
     dates = [x.date for x in bins]
     along_time = {
-        "doy": day_of_year(dates, doy_base),
+        "doy": day_of_year(dates, recipe.doy_base),
         "n_obs": np.array([x.stop - x.first if mine else 0 for x, mine in zip(bins, own, strict=True)]),
         "bin_start": pd.DatetimeIndex([x.start for x in bins]),
         "bin_end": pd.DatetimeIndex([x.end for x in bins]),
@@ -340,14 +329,13 @@ def compose(
         },
         name=array.name,
     )
-    record |= {"reduce": reduce, "empty": empty, "doy": doy, "doy_base": doy_base, "fill_value": fill_value}
     out.attrs = {FRAMES_ATTR: json.dumps(record), "units": "DN", "nodata": float("nan")}
     if "spatial_ref" in out.coords:
         out.encoding["grid_mapping"] = "spatial_ref"
     return out
 
 
-def composite(values: np.ndarray, reduce: str | None, nodata: float, fill_value: float | None) -> np.ndarray:
+def composite(values: np.ndarray, reduce: str, nodata: float, fill_value: float | None) -> np.ndarray:
     """One frame (1, band, y, x) float32 of the observations (n, band, y, x) of its bin."""
     x = blank_missing(values, nodata)
     if reduce == "median" and len(x) > 1:
@@ -366,14 +354,14 @@ def composite(values: np.ndarray, reduce: str | None, nodata: float, fill_value:
 
 
 def _composite_chunks(
-    chunks: list[np.ndarray], span: slice, reduce: str | None, nodata: float, fill_value: float | None
+    chunks: list[np.ndarray], span: slice, reduce: str, nodata: float, fill_value: float | None
 ) -> np.ndarray:
     """`composite` of the dates `span` of chunks that follow each other in time."""
     values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return composite(values[span], reduce, nodata, fill_value)
 
 
-def _reduce(data: Any, bins: list[Bin], reduce: str | None, nodata: float, fill_value: float | None) -> Any:
+def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: float | None) -> Any:
     """The frames (T, band, y, x) of a NumPy or dask array (time, band, y, x)."""
     if isinstance(data, np.ndarray):
         return np.concatenate([composite(data[x.first : x.stop], reduce, nodata, fill_value) for x in bins])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Axis:
         first, count = self.cells(tile)
         edges = [first * tile + tile * i for i in range(0, count, windows)][1:]
         edges = [self.start, *edges, self.stop]
-        return tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(edges))
 
 
 def cell_chunks(axis: Axis, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:

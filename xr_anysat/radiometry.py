@@ -33,7 +33,16 @@ BOA_OFFSET_DARK = 1400
 # Fewer values than this say nothing.
 BOA_OFFSET_COUNT = 10_000
 
-NORMS = ("per_tile_zscore", "per_window_zscore", "unit_scale", "reflectance", "raw", "none", "pastis", "treesatai")
+NORMS = (
+    "per_tile_zscore",
+    "per_window_zscore",
+    "unit_scale",
+    "reflectance",
+    "raw",
+    "none",
+    "pastis",
+    "treesatai",
+)
 _SAME = {"reflectance": "unit_scale", "none": "raw"}
 
 
@@ -64,7 +73,9 @@ class Statistics:
         for name in ("mean", "std"):
             values = tuple(float(v) for v in getattr(self, name))
             if len(values) != len(BANDS):
-                raise OptionError(f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}")
+                raise OptionError(
+                    f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}"
+                )
             object.__setattr__(self, name, values)
         if any(s < 0 for s in self.std):
             raise OptionError(f"std={self.std}: standard deviations cannot be negative")
@@ -85,7 +96,9 @@ class Statistics:
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise OptionError(f"{text[:80]!r} holds no statistics ({error}): wanted what to_json() wrote") from error
+            raise OptionError(
+                f"{text[:80]!r} holds no statistics ({error}): wanted what to_json() wrote"
+            ) from error
 
     def array(self) -> np.ndarray:
         """(2, 10) float64: the means, then the standard deviations."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -204,7 +205,7 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor, code: Tensor, buckets: Tensor, keys: Tensor | None) -> Tensor:
-        """x (B, N, D) after the block; there is no residual around the attention."""
+        """X (B, N, D) after the block; there is no residual around the attention."""
         x = self.attn(self.norm1(x), code, buckets, keys).to(x.dtype)
         return x + self.mlp(self.norm2(x))
 
@@ -243,7 +244,7 @@ class TemporalEncoder(nn.Module):
         self.date_base = sensor.date_base
         widths = [sensor.channels, dim // 8, dim // 2, dim, 2 * dim, dim]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             # The fourth stands where upstream's dropout does, for the checkpoint's layer numbers.
             layers += [nn.Linear(a, b), nn.GroupNorm(4, b), nn.ReLU(), nn.Identity()]
         self.inconv = nn.Sequential(*layers)
