@@ -23,7 +23,9 @@ TOLERANCE = 1e-4
 def formula_model(size: str) -> AnySat:
     """A model under the formula weights that the goldens were made with."""
     model = AnySat(size, sensors=("s2",)).eval()
-    model.load_state_dict({k: torch.from_numpy(weight(k, tuple(v.shape))) for k, v in model.state_dict().items()})
+    model.load_state_dict(
+        {k: torch.from_numpy(weight(k, tuple(v.shape))) for k, v in model.state_dict().items()}
+    )
     return model
 
 

@@ -407,8 +407,9 @@ def _coords(
         from odc.geo.xr import xr_coords
 
         (top, height, row), (left, width, col) = cells["y"], cells["x"]
-        shift = Affine.translation(left * cell - col, top * cell - row)
-        grid = GeoBox((height, width), geobox.affine * shift * Affine.scale(cell), geobox.crs)
+        a = geobox.affine
+        west, north = a.c + a.a * (left * cell - col), a.f + a.e * (top * cell - row)
+        grid = GeoBox((height, width), Affine(a.a * cell, 0, west, 0, a.e * cell, north), geobox.crs)
         return {**coords, **xr_coords(grid, dims=("y", "x"))}
     for dim, (first, count, start) in cells.items():
         if dim not in made.coords:

@@ -255,7 +255,7 @@ def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timest
 
 def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
     """Days of the year (n,) int64; with base 0 the last day of a leap year is 364, as upstream has it."""
-    days = np.array([d.dayofyear - 1 for d in dates], np.int64)
+    days = np.array([d.day_of_year - 1 for d in dates], np.int64)
     return days + 1 if base else np.minimum(days, 364)
 
 

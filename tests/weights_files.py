@@ -1,0 +1,25 @@
+"""Checkpoint files that tests make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from recipe import weight
+from safetensors.torch import save_file
+
+from xr_anysat.model.anysat import AnySat
+
+
+def formula_state(size: str) -> dict[str, torch.Tensor]:
+    """The formula weights of all 418 tensors (fewer for smaller sizes)."""
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in AnySat(size).state_dict().items()}
+    return {k: torch.from_numpy(weight(k, s)) for k, s in shapes.items()}
+
+
+def formula_checkpoint(folder: Path, size: str) -> Path:
+    """A whole checkpoint of formula weights, as safetensors."""
+    path = folder / f"formula-{size}.safetensors"
+    save_file(formula_state(size), str(path))
+    return path
