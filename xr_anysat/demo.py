@@ -1,0 +1,383 @@
+"""The whole way once, on made-up data: files on disk, lazy cube, frames, embedding, picture.
+
+Run it by ``python -m xr_anysat demo``. It needs no account, no data and no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import threading
+import time
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xr_anysat.config import option
+from xr_anysat.errors import AnySatError
+from xr_anysat.model import weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MEANINGLESS = "RANDOM WEIGHTS: SUCH EMBEDDINGS CARRY NO LEARNED MEANING"
+
+# A vector a 10 m pixel. The token of a patch also tells where in its window the patch lies, so a map of
+# patch tokens shows the windows; a pixel's own token follows the ground.
+OUTPUT = "local"
+PATCH_SIZE = 20
+# Fixed constants, so that the scene's place and size change nothing
+NORM = "pastis"
+
+YEAR = 2022
+PROBE_SECONDS = 2.0
+DOWNLOAD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that the demo found.
+
+    Attributes
+    ----------
+    argument : str, tuple or None
+        What to hand to ``embed(weights=...)``.
+    label : str
+        In words.
+    learned : bool
+        False for random weights.
+    """
+
+    argument: str | tuple[str, int] | None
+    label: str
+    learned: bool
+
+
+def check_dependencies() -> None:
+    """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
+    missing = [m for m in ("matplotlib", "rasterio", "rioxarray") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise AnySatError(f"the demo needs {', '.join(missing)}: pip install 'xr_anysat[demo]'")
+
+
+def run(
+    out: str | Path, *, size: int = 240, model: str = "base", weights: str | None = None, seed: int = 0
+) -> None:
+    """Make a scene, embed it, write ``embedding.zarr`` and ``embedding.png``, tell what was done.
+
+    Parameters
+    ----------
+    out : str or Path
+        Folder of all results; what an earlier run left there is written over.
+    size : int
+        Side of the scene in 10 m pixels, even.
+    model : str
+        ``base``, ``small`` or ``tiny``.
+    weights : str or None
+        A checkpoint, or ``"random"``. None takes the official weights if they are here or can be
+        had within a minute, and says in capitals if not.
+    seed : int
+        Of the scene.
+
+    Raises
+    ------
+    AnySatError
+        If the demo's dependencies are missing, or an argument is impossible.
+    """
+    check_dependencies()
+    from xr_anysat.scene import make_scene, open_scene
+
+    out = Path(out)
+    started = time.perf_counter()
+
+    found = find_weights(weights, model)
+    say(f"1/4  Writing a Sentinel-2 year of {size} × {size} pixels of 10 m")
+    scene = make_scene(out / "scene", size=(size, size), year=YEAR, seed=seed)
+    cube = open_scene(scene.folder)
+
+    say("2/4  Compositing frames: the median of what is clear")
+    with progress():
+        # In memory but still in chunks, so that the embedding is lazy
+        frames = cube.anysat.frames(8, period=str(YEAR)).persist()
+
+    say(f"3/4  Embedding with AnySat {model}, {found.label}")
+    if not found.learned:
+        say(MEANINGLESS)
+    embedding = frames.anysat.embed(
+        frames=None, norm=NORM, patch_size=PATCH_SIZE, output=OUTPUT, model=model, weights=found.argument
+    )
+    if not found.learned:
+        embedding.attrs["warning"] = MEANINGLESS
+    store = out / "embedding.zarr"
+    began = time.perf_counter()
+    with progress():
+        # Windows on the grid make uneven chunks, and those of Zarr are even
+        embedding.chunk({"y": 64, "x": 64}).to_dataset(name="embedding").to_zarr(
+            store, mode="w", consolidated=False
+        )
+    seconds = time.perf_counter() - began
+    embedding = xr.open_zarr(store, consolidated=False, decode_coords="all")["embedding"].load()
+
+    say("4/4  Drawing")
+    picture = out / "embedding.png"
+    title = f"AnySat {model}, {found.label}, output {OUTPUT!r}, patches of {PATCH_SIZE} m"
+    warning = "" if found.learned else MEANINGLESS
+    draw(picture, frames, embedding, read_landcover(scene.landcover), title, warning)
+
+    shape = ", ".join(f"{dim} {n}" for dim, n in embedding.sizes.items())
+    say("")
+    say(f"Embedding    {shape}; {embedding.dtype}; {embedding.rio.crs}")
+    say(f"Time         {time.perf_counter() - started:.1f} s, {seconds:.1f} s of them to embed")
+    say(f"Speed        {size * size / seconds:,.0f} pixels/s")
+    if peak := peak_memory():
+        say(f"Memory peak  {peak / 2**30:.2f} GiB")
+    say(f"Files        {scene.folder}, {store}, {picture}")
+    if not found.learned:
+        say(MEANINGLESS)
+
+
+def say(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def progress() -> AbstractContextManager[Any]:
+    """Show a progress bar; a pipe or a log gets fewer of its updates."""
+    from dask.diagnostics.progress import ProgressBar
+
+    bar: AbstractContextManager[Any] = ProgressBar(dt=0.1 if sys.stdout.isatty() else 10)
+    return bar
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far in bytes; None where it cannot be known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def find_weights(asked: str | None, model: str) -> Weights:
+    """Take the weights asked for; else the official ones; else random ones, as only the demo does."""
+    asked = option("weights", asked)
+    if asked is not None:
+        source = weights.encoder_spec(model, asked).source
+        if source.startswith("random:"):
+            return Weights(asked, "random weights", learned=False)
+        name = "official weights" if source == "official" else f"weights of {Path(source).name}"
+        return Weights(asked, name, learned=True)
+    if model != weights.OFFICIAL.model:
+        say(f"No official weights of {model!r} are published.")
+    elif official_weights():
+        return Weights("official", "official weights", learned=True)
+    return Weights("random", "random weights", learned=False)
+
+
+def official_weights() -> bool:
+    """Tell whether the official weights are here, if need be after a download of limited time."""
+    if weights.official_path(download=False) is not None:
+        return True
+    if weights.offline() or not reachable():
+        say("The official weights are not on this machine, and their hub is out of reach.")
+        return False
+    say(f"Downloading the official weights (504 MB), for at most {DOWNLOAD_SECONDS:.0f} s")
+    # In a process of its own, as nothing else ends a download for certain
+    code = "from xr_anysat.model import weights; weights.official_path()"
+    try:
+        subprocess.run([sys.executable, "-c", code], timeout=DOWNLOAD_SECONDS, check=True)
+    except subprocess.SubprocessError:
+        say(f"The download did not finish. Without a limit: python -c {code!r}")
+        return False
+    return True
+
+
+def reachable() -> bool:
+    """Tell whether the hub of the official weights answers at once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(weights.OFFICIAL.repo, weights.OFFICIAL.filename)
+    answers = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever it is, there is no answer
+            answers.append(get_hf_file_metadata(url, timeout=PROBE_SECONDS))
+
+    # In a thread that is not waited for: the timeout does not cover the look-up of the host's name
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 1)
+    return bool(answers)
+
+
+# --- picture ------------------------------------------------------------------------------------
+
+
+def read_landcover(path: Path) -> xr.DataArray:
+    """Read the true land cover, (y, x), 0 where unknown."""
+    import rioxarray
+
+    image: Any = rioxarray.open_rasterio(path)
+    landcover: xr.DataArray = image.squeeze("band", drop=True).load()
+    return landcover
+
+
+def pca_rgb(embedding: xr.DataArray) -> npt.NDArray[np.float64]:
+    """First three principal components as colours.
+
+    Parameters
+    ----------
+    embedding : xarray.DataArray
+        (D, y, x); cells that are NaN are left out.
+
+    Returns
+    -------
+    numpy.ndarray
+        (y, x, 3) in 0..1, stretched from the 2nd to the 98th percentile; NaN where there is no
+        embedding.
+    """
+    values = embedding.transpose("y", "x", ...).values
+    known = np.isfinite(values).all(-1)
+    rgb = np.full((*known.shape, 3), np.nan)
+    cells: Any = values[known]
+    if len(cells) < 4:
+        return rgb
+    cells -= cells.mean(0)
+    # The small side of the singular value decomposition: D × D, whatever the number of cells
+    axes = np.linalg.svd(cells.T @ cells)[0][:, :3]
+    # The sign is free: let the largest weight be positive, so that the same data look the same
+    axes *= np.sign(axes[np.abs(axes).argmax(0), range(3)])
+    parts = cells @ axes
+    low, high = np.percentile(parts, (2, 98), axis=0)
+    rgb[known] = np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return rgb
+
+
+def draw(
+    path: Path,
+    frames: xr.DataArray,
+    embedding: xr.DataArray,
+    landcover: xr.DataArray,
+    title: str,
+    warning: str = "",
+) -> None:
+    """Draw frames, embedding and land cover into a PNG.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG.
+    frames : xarray.DataArray
+        (time, band, y, x) in DN, with ``doy`` and ``n_obs``.
+    embedding : xarray.DataArray
+        (D, y, x).
+    landcover : xarray.DataArray
+        (y, x), codes of :data:`xr_anysat.scene.CLASSES`.
+    title, warning : str
+        What to write above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from xr_anysat.scene import CLASS_COLORS, CLASSES
+
+    grey = (0.72, 0.72, 0.72)
+    n = frames.sizes["time"]
+    figure = Figure(figsize=(13, 8.6), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.text(0.03, 0.965, title, fontsize=13, weight="bold", va="center")
+    figure.text(0.03, 0.932, warning, fontsize=10.5, weight="bold", color="#b3261e", va="center")
+
+    figure.text(0.03, 0.893, "Frames in true colour", fontsize=10.5)
+    top = figure.add_gridspec(1, n, left=0.03, right=0.985, top=0.815, bottom=0.66, wspace=0.06)
+    for i in range(n):
+        frame = frames.isel(time=i)
+        axes = figure.add_subplot(top[i])
+        color = frame.sel(band=["B4", "B3", "B2"]).transpose("y", "x", "band").values / 2200
+        show(axes, frame, np.clip(color, 0, 1) ** 0.75, grey)
+        axes.set(xticks=[], yticks=[])
+        when = f"{frame.time.dt.day.item()} {frame.time.dt.strftime('%b').item()}"
+        valid = np.isfinite(color).all(-1).mean()
+        axes.set_title(
+            f"{when}\nDOY {int(frame.doy)}, {int(frame.n_obs)} obs.\n{valid:.0%} valid", fontsize=8.5
+        )
+
+    below = figure.add_gridspec(1, 2, left=0.065, right=0.855, top=0.605, bottom=0.065, wspace=0.12)
+    axes = figure.add_subplot(below[0])
+    show(axes, embedding, pca_rgb(embedding), grey)
+    label(axes, embedding, f"Embedding: {embedding.shape[0]} channels as 3 principal components")
+    axes = figure.add_subplot(below[1])
+    palette = np.array([grey, *(to_rgb(CLASS_COLORS[code]) for code in CLASSES)])
+    show(axes, landcover, palette[landcover.values], grey)
+    label(axes, landcover, "True land cover")
+    axes.set_ylabel("")
+    axes.tick_params(labelleft=False)
+    present = np.unique(landcover)
+    legend = [
+        Patch(color=CLASS_COLORS[code], label=name) for code, name in CLASSES.items() if code in present
+    ]
+    axes.legend(
+        handles=[*legend, Patch(color=grey, label="no data")],
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.01),
+        frameon=False,
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def show(axes: Axes, where: xr.DataArray, rgb: npt.NDArray[Any], missing: tuple[float, float, float]) -> None:
+    """Show an image (y, x, 3) at its place in kilometres, `missing` where it is NaN."""
+    known = np.isfinite(rgb).all(-1, keepdims=True)
+    left, bottom, right, top = (v / 1000 for v in where.rio.bounds())
+    axes.imshow(np.where(known, rgb, missing), extent=(left, right, bottom, top), interpolation="nearest")
+
+
+def label(axes: Axes, where: xr.DataArray, title: str) -> None:
+    """Name a map, its coordinates and its scale."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_xlabel(f"Easting in km ({where.rio.crs})", fontsize=9)
+    axes.set_ylabel("Northing in km", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.ticklabel_format(useOffset=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    left, bottom, right, top = (v / 1000 for v in where.rio.bounds())
+    # A fifth of the width, rounded down to 1, 2 or 5 times a power of ten
+    rough = (right - left) / 5
+    power = 10.0 ** np.floor(np.log10(rough))
+    length = max(f * power for f in (1, 2, 5) if f * power <= rough)
+    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
+    halo = [withStroke(linewidth=3, foreground="white")]
+    axes.plot(
+        [x, x + length],
+        [y, y],
+        color="black",
+        lw=3,
+        solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=6, foreground="white")],
+    )
+    axes.text(
+        x + length / 2,
+        y + 0.015 * (top - bottom),
+        f"{length * 1000:.0f} m",
+        ha="center",
+        va="bottom",
+        fontsize=8.5,
+        path_effects=halo,
+    )
