@@ -11,10 +11,12 @@ import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import dask.array
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xr_anysat.errors import AnySatWarning, CubeError, CubeTypeError, OptionError
@@ -167,7 +169,20 @@ def _rename_dims(obj: xr.DataArray) -> xr.DataArray:
             + ". Rename or select: cube.rename({'old': 'band'}), cube.isel(extra=0); a Dataset with a "
             "variable a band is taken as it is"
         )
-    array = obj.rename({k: v for k, v in names.items() if k != v})
+    array = obj
+    for old, new in names.items():
+        beside = array.coords.get(new)
+        if old == new:
+            continue
+        if beside is None:
+            array = array.rename({old: new})
+        elif beside.dims == (old,):  # dim t with dates in the coordinate time
+            array = array.swap_dims({old: new})
+        else:
+            raise CubeError(
+                f"a dim {old!r} and beside it a coordinate {new!r} {beside.dims}: which is it? Drop the "
+                f"coordinate, cube.drop_vars({new!r})"
+            )
     if "time" not in array.dims:
         scalar = next((n for n in DIM_NAMES["time"] if n in array.coords), None)
         if scalar is None:
@@ -232,18 +247,28 @@ def _select_bands(array: xr.DataArray, bands: Sequence[str] | None) -> xr.DataAr
 
 
 def _declared_nodata(var: xr.DataArray) -> float | None:
-    for store in (var.attrs, var.encoding):
+    # floats with an encoding were decoded: their missing values are NaN already, and the encoding's
+    # number is one of before scale and offset
+    for store in (var.attrs, {} if var.dtype.kind == "f" else var.encoding):
         for key in _NODATA_KEYS:
             if store.get(key) is not None:
-                return float(np.asarray(store[key]).reshape(-1)[0])
+                try:
+                    return float(np.asarray(store[key]).reshape(-1)[0])
+                except (ValueError, TypeError, IndexError) as error:
+                    raise CubeError(
+                        f"{key}={store[key]!r} in the cube's metadata: wanted a number. Say what marks a missing "
+                        "pixel with nodata=, e.g. nodata=0"
+                    ) from error
     return None
 
 
-def _nodata(var: xr.DataArray, given: float | None) -> float:
+def _nodata(var: xr.DataArray, given: float | str | None) -> float:
+    if isinstance(given, str) and given == "nan":  # as a record in JSON has it
+        return float("nan")
     if given is not None:
-        if isinstance(given, bool) or not np.isscalar(given) or isinstance(given, str):
+        if isinstance(given, bool) or not isinstance(given, int | float | np.integer | np.floating):
             raise OptionError(f"nodata={given!r}: wanted a number, or None to go by the cube's own metadata")
-        return float(given)  # type: ignore[arg-type]
+        return float(given)
     declared = _declared_nodata(var)
     if declared is not None:
         return declared
@@ -253,6 +278,12 @@ def _nodata(var: xr.DataArray, given: float | None) -> float:
 def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) -> tuple[xr.DataArray, float]:
     """The variables of the ten bands as one array, and their nodata."""
     names: list[Hashable] = list(ds.data_vars)
+    cubes = [n for n in names if any(d in DIM_NAMES["band"] for d in ds[n].dims)]
+    if bands is None and cubes and not any(map(band_name, names)):
+        raise CubeError(
+            f"a Dataset of the variables {[str(n) for n in names]}, none of them a band: wanted a variable a band, or "
+            f"the DataArray itself, dataset[{str(cubes[0])!r}]"
+        )
     labels: Sequence[Hashable] = names if bands is None else _given_names(bands, len(names), "variables")
     order = _order_bands(labels, "variables")
     dims = {v for known in DIM_NAMES.values() for v in known}
@@ -274,10 +305,6 @@ def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) ->
             f"the bands differ in shape: {shapes}. Load them on one 10 m grid, odc.stac.load(..., resolution=10)"
         )
     first = picked[0]
-    if any(not first[d].equals(v[d]) for v in picked[1:] for d in first.dims if d in first.coords):
-        raise CubeError(
-            "the bands have different coordinates: load them on one grid, or xarray.align them first"
-        )
     lazy = any(v.chunks is not None for v in picked)
     stack = dask.array.stack if lazy else np.stack
     array = xr.DataArray(
@@ -307,16 +334,15 @@ def _sort_times(array: xr.DataArray) -> xr.DataArray:
             f"the {array.sizes['time']} images have no dates: add them with cube.assign_coords(time=dates)"
         )
     times: np.ndarray = array["time"].values
-    if times.dtype.kind in "OUS":
+    if times.dtype.kind in "OUT" and all(isinstance(t, str | date | np.datetime64) for t in times):
         # what is no date stays what it is, and is refused below
-        with contextlib.suppress(ValueError, TypeError), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            times = np.asarray(times, dtype="datetime64[ns]")
+        with contextlib.suppress(ValueError):
+            times = pd.to_datetime(times, format="ISO8601", utc=True).tz_localize(None).to_numpy()
             array = array.assign_coords(time=times)
     if times.dtype.kind != "M":
         raise CubeError(
-            f"times of dtype {times.dtype} ({times[:1]}...): wanted datetime64, "
-            "cube.assign_coords(time=pandas.to_datetime(cube.time))"
+            f"times of dtype {times.dtype} ({times[:1]}...): wanted datetime64 or ISO 8601 text, "
+            "cube.assign_coords(time=pandas.to_datetime([...]))"
         )
     if np.isnat(times).any():
         raise CubeError(
@@ -340,13 +366,11 @@ def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
         return found
     places: list[Any] = []
     if isinstance(obj, xr.Dataset):  # openEO: a data variable named by grid_mapping
-        first = next(iter(obj[v] for v in obj.data_vars if band_name(v)), None)
-        mapping = (
-            None if first is None else first.attrs.get("grid_mapping", first.encoding.get("grid_mapping"))
-        )
-        if mapping in obj.variables:
-            wkt: Mapping[Hashable, Any] = obj[mapping].attrs
-            places += [wkt.get("spatial_ref"), wkt.get("crs_wkt")]
+        for var in obj.data_vars.values():
+            mapping = var.attrs.get("grid_mapping", var.encoding.get("grid_mapping"))
+            if mapping in obj.variables:
+                wkt: Mapping[Hashable, Any] = obj[mapping].attrs
+                places += [wkt.get("spatial_ref"), wkt.get("crs_wkt")]
     places += [obj.attrs.get("crs"), array.attrs.get("crs")]
     for name in ("proj:epsg", "epsg", "proj:code"):  # stackstac
         if name in obj.coords and obj[name].ndim == 0:
@@ -370,37 +394,62 @@ _REPROJECT = (
 
 def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | None]:
     """Rows from north to south and columns from west to east, and the grid they lie on."""
-    names = {c for c in array.coords if c in ("longitude", "lon", "latitude", "lat")}
     if crs is None:
         if _looks_like_degrees(array):
+            y, x = (array[d].values for d in ("y", "x"))
             raise CubeError(
-                f"pixels in degrees (no CRS, coords {sorted(map(str, names)) or ['y', 'x']}). {_REPROJECT}"
+                f"no CRS, and coordinates that look like degrees (y {y[0]:g} to {y[-1]:g}, x {x[0]:g} to {x[-1]:g}). "
+                f"{_REPROJECT}"
             )
         return array, None
+    name = crs.to_epsg() or crs
     if crs.geographic:
-        raise CubeError(f"pixels in degrees ({crs.to_epsg() or crs}). {_REPROJECT}")
+        raise CubeError(f"pixels in degrees ({name}). {_REPROJECT}")
+    units = {axis.unit_name for axis in crs.proj.axis_info if axis.unit_conversion_factor != 1}
+    if units:
+        raise CubeError(f"a CRS in {', '.join(sorted(units))} ({name}). {_REPROJECT}")
     for dim in ("y", "x"):
-        if dim not in array.coords:
+        if dim not in array.coords or array[dim].dtype.kind not in "iuf":
             raise CubeError(
-                f"a CRS ({crs.to_epsg() or crs}) but no {dim!r} coordinates: add them with "
+                f"a CRS ({name}) but no {dim!r} coordinates: add them with "
                 "cube.assign_coords(y=..., x=...), centres of pixels in metres, or drop the CRS: "
                 "cube.drop_vars('spatial_ref')"
             )
     from odc.geo.xr import ODCExtensionDa, assign_crs
 
-    array = assign_crs(array, crs)
+    known = ODCExtensionDa(array).geobox  # knows a rotation and the side of a single pixel, if anything does
+    if known is not None and not known.axis_aligned:
+        raise CubeError(f"a rotated grid ({name}): wanted rows from west to east. {_REPROJECT}")
+    single = PIXEL if known is None else abs(known.resolution.x)
+    array = _centres(assign_crs(array, crs))
+    size = []
     for dim, sign in (("y", -1), ("x", 1)):
-        values = array[dim].values
-        if values.size > 1 and (values[-1] - values[0]) * sign < 0:
+        steps = np.diff(array[dim].values.astype(float))
+        if steps.size and np.ptp(steps) > 1e-3 * PIXEL:
+            raise CubeError(f"the {dim!r} coordinates are not evenly spaced. {_REPROJECT}")
+        step = float(np.mean(steps)) if steps.size else single * sign
+        if step * sign < 0:
             array = array.isel({dim: slice(None, None, -1)})
-    geobox = ODCExtensionDa(array).geobox
-    steps = [np.diff(array[d].values.astype(float)) for d in ("y", "x")]
-    if geobox is None or not geobox.axis_aligned or any(np.ptp(s) > 1e-3 * PIXEL for s in steps if s.size):
-        raise CubeError(f"the y, x coordinates are not an evenly spaced, axis-aligned grid. {_REPROJECT}")
-    size = [abs(float(np.mean(s))) if s.size else PIXEL for s in steps]
-    if any(abs(s - PIXEL) > 1e-3 * PIXEL for s in size):
-        raise CubeError(f"pixels of {size[0]:g} × {size[1]:g} m (y × x). {_REPROJECT}")
+        size.append(abs(step))
+    # a tenth of a pixel from one end to the other
+    if any(abs(s - PIXEL) * array.sizes[d] > 0.1 * PIXEL for s, d in zip(size, ("y", "x"), strict=True)):
+        raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
     return array, _exact_geobox(array, crs)
+
+
+def _centres(array: xr.DataArray) -> xr.DataArray:
+    """The array with coordinates at the centres of pixels, where stackstac put them at their corners.
+
+    Its default is ``xy_coords="topleft"``; ``attrs["transform"]`` is the grid's whichever they are.
+    """
+    try:
+        a, _, left, _, e, top = (float(v) for v in tuple(array.attrs.get("transform", ()))[:6])
+    except (TypeError, ValueError):
+        return array
+    pixels = [(array["x"].values[0] - left) / PIXEL, (array["y"].values[0] - top) / PIXEL]
+    if (abs(a), abs(e)) == (PIXEL, PIXEL) and all(abs(p - round(p)) < 1e-3 for p in pixels):
+        return array.assign_coords(x=array["x"] + a / 2, y=array["y"] + e / 2)
+    return array
 
 
 def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
@@ -417,9 +466,9 @@ def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
 def _looks_like_degrees(array: xr.DataArray) -> bool:
     """Whether a cube without a CRS has coordinates of less than a metre that fit on a globe."""
     for dim, most in (("y", 90.0), ("x", 360.0)):
-        if dim not in array.coords or array.sizes[dim] < 2:
+        if dim not in array.coords or array[dim].dtype.kind != "f" or array.sizes[dim] < 2:
             return False
-        values = array[dim].values.astype(float)
+        values = array[dim].values
         if abs(values).max() > most or abs(values[1] - values[0]) >= 0.1:
             return False
     return True

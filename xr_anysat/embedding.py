@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -152,25 +152,23 @@ def embed(
     ... )
     >>> emb = cube.anysat.embed(frames=4, patch_size=20, model="tiny", weights="random")
     >>> emb.dims, emb.shape, emb.attrs["doy0_values"]
-    (('D', 'y', 'x'), (256, 6, 6), [55, 130, 205, 281])
+    (('D', 'y', 'x'), (256, 6, 6), [69, 145, 221, 297])
     """
     check_not_embedding(cube)
     frames, tile, norm = option("frames", frames), option("tile", tile), option("norm", norm)
     recipe = Recipe(frames, period, reduce, empty, doy, doy_base, fill_value)
     norm_name, statistics = parse_norm(norm)
-    if resize is not None:
-        tile = resize
     side = _check_geometry(patch_size, tile, resize, batch)
+    tile = int(tile if resize is None else resize)
+    batch = None if batch is None else int(batch)
     for name, value, known in (("output", output, OUTPUTS), ("anchor", anchor, ANCHORS)):
         if value not in known:
             raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
     if pool is not None and pool not in POOLS:
         raise OptionError(f"{pool=}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid")
 
-    composed = is_composed(cube, recipe)
+    composed = is_composed(cube, recipe, bands=bands, nodata=nodata)
     canonical = read_cube(cube, bands=bands, nodata=nodata)
-    made = canonical.array if composed else compose(canonical, recipe)
-    record = json.loads(made.attrs[FRAMES_ATTR])
     spec = encoder_spec(
         option("model", model),
         option("weights", weights),
@@ -178,15 +176,19 @@ def embed(
         option("precision", precision),
     )
 
-    data, geobox = made.data, canonical.geobox
+    geobox, shape = canonical.geobox, canonical.array.shape[-2:]
     if resize is not None:
-        data, geobox = _resized(data, geobox, resize)
-    anchor = _effective_anchor(anchor, geobox, data.shape, tile)
-    rows, cols = _place(anchor, geobox, data.shape)
-    settings = Settings(
-        spec=spec, doy=tuple(int(d) for d in made["doy"].values), norm=norm_name, output=output,
-        tile=int(tile), side=side, batch=batch,
-    )  # fmt: skip
+        geobox, shape = _resized_grid(geobox, shape, int(resize))
+    anchor = _effective_anchor(anchor, geobox, shape, tile)
+    rows, cols = _place(anchor, geobox, shape)
+    settings = Settings(spec=spec, doy=(), norm=norm_name, output=output, tile=tile, side=side, batch=batch)
+    coords = _coords(canonical.array, geobox, rows, cols, settings.cell)
+
+    # all that metadata can tell has been told: here NumPy cubes are read
+    made = canonical.array if composed else compose(canonical, recipe)
+    record = json.loads(made.attrs[FRAMES_ATTR])
+    settings = replace(settings, doy=tuple(int(d) for d in made["doy"].values))
+    data = made.data if resize is None else _resized(made.data, int(resize))
     lazy = not isinstance(data, np.ndarray)
     stats = None if statistics is None else statistics.array()
     if norm_name == "per_tile_zscore":
@@ -199,17 +201,16 @@ def embed(
     encoded = encode(data, stats, rows, cols, settings)
     warn_if_empty(encoded)
 
-    emb = xr.DataArray(
-        encoded, dims=("D", "y", "x"), name="anysat", coords=_coords(made, geobox, rows, cols, settings.cell)
-    )
+    emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=coords)
     if geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
     config = {
-        "frames": None if composed else frames, "period": None if composed else record["period"],
-        "reduce": reduce, "empty": empty, "doy": doy, "doy_base": doy_base,
-        "bands": None if bands is None else list(bands), "nodata": _jsonable(nodata), "fill_value": fill_value,
+        "frames": None if composed else recipe.frames, "period": None if composed else record["period"],
+        "reduce": reduce, "empty": empty, "doy": doy, "doy_base": recipe.doy_base,
+        "bands": None if bands is None else list(bands), "nodata": _jsonable(nodata),
+        "fill_value": recipe.fill_value,
         "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
-        "patch_size": int(patch_size), "tile": int(tile), "anchor": anchor, "resize": resize,
+        "patch_size": int(patch_size), "tile": tile, "anchor": anchor, "resize": _jsonable(resize),
         "output": output, "pool": pool, "model": spec.size, "weights": spec.source,
         "device": spec.device, "precision": spec.precision, "batch": batch,
     }  # fmt: skip
@@ -251,8 +252,13 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
         raise OptionError(f"{how=}: wanted one of {', '.join(map(repr, POOLS))}")
     if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
         dims = tuple(getattr(emb, "dims", ()))
+        if isinstance(emb, xr.Dataset) and "D" in dims:
+            raise CubeTypeError(
+                f"a Dataset of {[str(n) for n in emb.data_vars]}: wanted the DataArray (D, y, x) in it, "
+                "dataset['anysat'].anysat.pool()"
+            )
         raise CubeTypeError(
-            f"dims {dims} are not those of an embedding cube (D, y, x): call embed() first, "
+            f"a {type(emb).__name__} with dims {dims}, not those of an embedding cube, (D, y, x): call embed() first, "
             "cube.anysat.embed(frames=8).anysat.pool()"
         )
     return _pooled(emb, how)
@@ -272,22 +278,17 @@ def _pooled(emb: xr.DataArray, how: str) -> xr.DataArray:
 
 def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
     """Pixels on the side of a patch, if patch and window fit each other."""
-    whole = all(
-        isinstance(v, (int, float, np.integer)) and not isinstance(v, bool) and v == int(v) and v > 0
-        for v in (patch_size, tile)
-        if not (isinstance(v, float) and not math.isfinite(v))
-    )
-    if not whole or patch_size % PIXEL:
-        if whole or not _positive(patch_size) or patch_size % PIXEL:
-            raise OptionError(
-                f"{patch_size=}: wanted a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
-            )
+    if not _whole(patch_size) or patch_size % PIXEL:
+        raise OptionError(
+            f"{patch_size=}: wanted a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
+        )
+    if not _whole(tile):
         raise OptionError(f"{tile=}: wanted a positive whole number of pixels")
     for name, value in (("resize", resize), ("batch", batch)):
-        if value is not None and not _positive(value):
+        if value is not None and not _whole(value):
             raise OptionError(f"{name}={value!r}: wanted a positive whole number, or None")
     side = int(patch_size) // int(PIXEL)
-    what = "resize" if resize is not None else "tile"
+    what, tile = ("tile", tile) if resize is None else ("resize", resize)
     if tile % side:
         near = sorted({max(side, int(tile) // side * side), (int(tile) // side + 1) * side})
         raise OptionError(
@@ -304,8 +305,10 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
     return side
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+def _whole(value: Any) -> bool:
+    """Whether `value` is a positive whole number; 24.0 is."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0 and value == int(value)
 
 
 def _apart(cube: xr.DataArray | xr.Dataset) -> xr.DataArray | xr.Dataset:
@@ -313,15 +316,21 @@ def _apart(cube: xr.DataArray | xr.Dataset) -> xr.DataArray | xr.Dataset:
     from dask.graph_manipulation import clone
 
     if isinstance(cube, xr.DataArray):
-        return cube.copy(data=clone(cube.data))
+        return cube.copy(data=clone(cube.data, seed="anysat"))
     return cube.copy(
-        data={k: v.data if v.chunks is None else clone(v.data) for k, v in cube.data_vars.items()}
+        data={
+            k: v.data if v.chunks is None else clone(v.data, seed="anysat") for k, v in cube.data_vars.items()
+        }
     )
 
 
-def _jsonable(number: float | None) -> float | None:
-    """JSON has no NaN; as `nodata` it means what None means for floats."""
-    return None if number is None or math.isnan(number) else number
+def _jsonable(number: float | str | None) -> float | str | None:
+    """A number, or None, as JSON has it; it has no NaN, and no type of NumPy's."""
+    if number is None or isinstance(number, str):
+        return number
+    if math.isnan(number):
+        return "nan"
+    return int(number) if number == int(number) else float(number)
 
 
 # ---------------------------------------------------------------------- grid
@@ -348,24 +357,29 @@ def _place(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[
     return Axis(row, shape[-2]), Axis(col, shape[-1])
 
 
-def _resized(data: Any, geobox: GeoBox | None, size: int) -> tuple[Any, GeoBox | None]:
-    """Frames resampled to size × size pixels, and their grid."""
-    height, width = data.shape[-2:]
+def _resized_grid(
+    geobox: GeoBox | None, shape: tuple[int, ...], size: int
+) -> tuple[GeoBox | None, tuple[int, ...]]:
+    """Grid and shape of a square cube of size × size pixels in place of its own."""
+    height, width = shape
     if height != width:
         raise OptionError(
             f"resize={size} needs a square cube, this one has {height} × {width} pixels: crop it, "
             f"cube.isel(y=slice({min(height, width)}), x=slice({min(height, width)}))"
         )
-    weights = bilinear(height, size)
+    return None if geobox is None else geobox.zoom_to((size, size)), (size, size)
+
+
+def _resized(data: Any, size: int) -> Any:
+    """Square frames resampled to size × size pixels."""
+    weights = bilinear(data.shape[-1], size)
     if isinstance(data, np.ndarray):
-        out = resample(data, weights)
-    else:
-        data = data.rechunk({2: -1, 3: -1})
-        out = data.map_blocks(
-            resample, weights, chunks=(*data.chunks[:2], (size,), (size,)), dtype=np.float32,
-            meta=np.empty((0,) * 4, np.float32),
-        )  # fmt: skip
-    return out, None if geobox is None else geobox.zoom_to((size, size))
+        return resample(data, weights)
+    data = data.rechunk({2: -1, 3: -1})
+    return data.map_blocks(
+        resample, weights, chunks=(*data.chunks[:2], (size,), (size,)), dtype=np.float32,
+        meta=np.empty((0,) * 4, np.float32),
+    )  # fmt: skip
 
 
 def bilinear(n: int, size: int) -> np.ndarray:
@@ -414,9 +428,9 @@ def _coords(
     for dim, (first, count, start) in cells.items():
         if dim not in made.coords:
             continue
-        values = made[dim].values
-        if values.dtype.kind not in "iuf":
+        if made[dim].dtype.kind not in "iuf":
             continue  # labels have no centres
+        values = made[dim].values.astype(float)
         step = float(values[1] - values[0]) if values.size > 1 else 1.0
         if np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * abs(step):
             raise CubeError(

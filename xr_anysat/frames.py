@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
@@ -110,11 +111,11 @@ def frames(
     >>> f.doy.values
     array([ 22,  68, 113, 159, 205, 250, 296, 342])
     >>> f.n_obs.values
-    array([1, 2, 1, 2, 1, 2, 1, 1])
+    array([1, 2, 1, 2, 1, 1, 2, 1])
     """
     check_not_embedding(cube)
     recipe = Recipe(option("frames", n), period, reduce, empty, doy, doy_base, fill_value)
-    if is_composed(cube, recipe):
+    if is_composed(cube, recipe, bands=bands, nodata=nodata):
         return cube
     return compose(read_cube(cube, bands=bands, nodata=nodata), recipe)
 
@@ -133,8 +134,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         n, fill = self.frames, self.fill_value
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
-            raise OptionError(f"frames={n!r}: wanted a positive whole number, or None for every acquisition")
+        if n is not None:
+            if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+                raise OptionError(
+                    f"frames={n!r}: wanted a positive whole number, or None for every acquisition"
+                )
+            object.__setattr__(self, "frames", int(n))  # NumPy's own have no JSON
         for name, known in (("reduce", REDUCERS), ("empty", EMPTY), ("doy", DOY)):
             value = getattr(self, name)
             if value not in known:
@@ -143,40 +148,53 @@ class Recipe:
                 raise OptionError(
                     f"{name}={value!r} has no meaning with frames=None: give a number of frames"
                 )
-        if self.doy_base not in (0, 1):
+        if isinstance(self.doy_base, bool) or self.doy_base not in (0, 1):
             raise OptionError(f"doy_base={self.doy_base!r}: wanted 0 (1 January is day 0) or 1 (it is day 1)")
-        if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
-            raise OptionError(
-                f"fill_value={fill!r}: wanted a finite digital number, or None to leave gaps out"
-            )
+        object.__setattr__(self, "doy_base", int(self.doy_base))
+        if fill is not None:
+            number = isinstance(fill, int | float | np.integer | np.floating) and not isinstance(fill, bool)
+            if not number or not math.isfinite(fill):
+                raise OptionError(
+                    f"fill_value={fill!r}: wanted a finite digital number, or None to leave gaps out"
+                )
+            object.__setattr__(self, "fill_value", float(fill))
         parse_period(self.period)
 
 
 def check_not_embedding(cube: Any) -> None:
     """Refuse an embedding cube where a Sentinel-2 cube is wanted."""
-    if isinstance(cube, xr.DataArray) and "D" in cube.dims:
+    if isinstance(cube, xr.DataArray | xr.Dataset) and "D" in cube.dims:
         raise CubeTypeError(
-            f"dims {cube.dims} are those of an embedding cube: wanted a Sentinel-2 cube (time, band, y, x); "
+            f"dims {tuple(cube.dims)} are those of an embedding cube: wanted a Sentinel-2 cube (time, band, y, x); "
             "call this on the cube that was embedded"
         )
 
 
-def is_composed(cube: xr.DataArray | xr.Dataset, recipe: Recipe) -> TypeGuard[xr.DataArray]:
+def is_composed(
+    cube: xr.DataArray | xr.Dataset,
+    recipe: Recipe,
+    *,
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+) -> TypeGuard[xr.DataArray]:
     """Whether `cube` is what :func:`frames` made.
 
     Raises
     ------
     OptionError
-        If it is, and `recipe` asks for composing it anew.
+        If it is, and `recipe` asks for composing it anew, or `bands` or `nodata` for reading it otherwise.
+    CubeError
+        If it was, but has lost its bands or days since.
     """
     if not isinstance(cube, xr.DataArray) or FRAMES_ATTR not in cube.attrs:
         return False
     asked = json.loads(cube.attrs[FRAMES_ATTR])["frames"]
     base = json.loads(cube.attrs[FRAMES_ATTR])["doy_base"]
-    if recipe != Recipe(recipe.frames, doy_base=recipe.doy_base) or recipe.frames not in (None, asked):
+    anew = recipe != Recipe(recipe.frames, doy_base=recipe.doy_base) or recipe.frames not in (None, asked)
+    if anew or bands is not None or nodata is not None:
         raise OptionError(
             f"this cube is already composed (frames={asked}, {cube.sizes['time']} of them observed): pass "
-            "frames=None and no option of composing, or start from the acquisitions"
+            "frames=None and no option of composing, bands= or nodata=, or start from the acquisitions"
         )
     if recipe.doy_base not in (0, base):
         raise OptionError(
@@ -186,6 +204,11 @@ def is_composed(cube: xr.DataArray | xr.Dataset, recipe: Recipe) -> TypeGuard[xr
         raise CubeError(
             f"composed frames with dims {cube.dims} and bands {list(cube['band'].values)}: hand them in as "
             "frames() made them, or drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
+        )
+    if "doy" not in cube.coords:
+        raise CubeError(
+            "composed frames without their 'doy' coordinate: put it back, cube.assign_coords(doy=('time', days)), or "
+            "drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
         )
     return True
 
@@ -220,11 +243,13 @@ def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
         "wanted '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
     )
     try:
-        if isinstance(period, str) and "/" not in period:
+        parts = period.split("/") if isinstance(period, str) else list(period)
+        if not all(re.match(r"\d{4}(\d{4}|Q\d)?\b", p) for p in parts if isinstance(p, str)):
+            raise ValueError("a date begins with its year")  # pandas takes 'April', and 1/2/2022 either way
+        if isinstance(period, str) and len(parts) == 1:
             span = pd.Period(period)
             start, end = span.start_time, (span + 1).start_time
         else:
-            parts = period.split("/") if isinstance(period, str) else list(period)
             start, end = (pd.Timestamp(p) for p in parts)
     except (ValueError, TypeError) as error:
         raise OptionError(f"{period=}: {wanted}") from error
@@ -345,7 +370,7 @@ def composite(values: np.ndarray, reduce: str, nodata: float, fill_value: float 
         count = there.sum(0, keepdims=True)
         total = np.where(there, x, 0).sum(0, keepdims=True, dtype=np.float64)
         x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-    elif reduce == "clearest" and len(x) > 1:
+    elif reduce == "clearest":
         whole = np.isfinite(x).all(1, keepdims=True)
         blue = np.where(whole, x[:, BANDS.index("B2")][:, None], np.inf)
         best = blue.argmin(0, keepdims=True)
@@ -370,15 +395,13 @@ def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: 
     from dask.highlevelgraph import HighLevelGraph
 
     data = _fit_task(data, bins, whole_bands=reduce == "clearest")
-    starts = np.cumsum([0, *data.chunks[0]])
     name = (
         f"anysat-frames-{tokenize(data.name, [(x.first, x.stop) for x in bins], reduce, nodata, fill_value)}"
     )
     graph: dict[Any, Any] = {}
     for i, x in enumerate(bins):
-        first = int(np.searchsorted(starts, x.first, side="right")) - 1
-        stop = int(np.searchsorted(starts, x.stop, side="left"))
-        span = slice(x.first - int(starts[first]), x.stop - int(starts[first]))
+        first, stop, start, _ = _chunks_met(x, data.chunks[0])
+        span = slice(x.first - start, x.stop - start)
         for place in product(*(range(len(c)) for c in data.chunks[1:])):
             keys = [(data.name, t, *place) for t in range(first, stop)]
             graph[(name, i, *place)] = (_composite_chunks, keys, span, reduce, nodata, fill_value)
@@ -387,19 +410,36 @@ def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: 
     return da.Array(layers, name, chunks=chunks, meta=np.empty((0,) * 4, np.float32))
 
 
+def _chunks_met(x: Bin, sizes: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The chunks [first, stop) along time that a bin's acquisitions lie in, and the dates [start, end) of these."""
+    starts = np.cumsum([0, *sizes])
+    first = int(np.searchsorted(starts, x.first, side="right")) - 1
+    stop = int(np.searchsorted(starts, x.stop, side="left"))
+    return first, stop, int(starts[first]), int(starts[stop])
+
+
 def _fit_task(data: Any, bins: list[Bin], *, whole_bands: bool) -> Any:
-    """Cut a dask array so that the observations of one frame fit a task."""
+    """Cut a dask array so that neither the observations of a frame nor the frame pass a task's limit."""
     if whole_bands:
         data = data.rechunk({1: -1})
-    most = max(data.chunks[0]) + max(x.stop - x.first for x in bins) - 1  # a bin meets cut chunks at its ends
-    dates = min(most, data.shape[0])
+    # a bin meets chunks of several dates that it needs only a part of
+    met = [_chunks_met(x, data.chunks[0]) for x in bins]
+    dates = max(end - start for _, _, start, end in met)
     bands, height, width = (max(c) for c in data.chunks[1:])
-    # one date's chunk read whole is the maker's business; several together are ours
-    if (
-        dates * bands * height * width * data.dtype.itemsize <= TASK_BYTES
-        or max(data.chunks[0]) == data.shape[0] == 1
-    ):
+    pixel_bytes = bands * max(dates * data.dtype.itemsize, 4)
+    if pixel_bytes * height * width <= TASK_BYTES:
         return data
-    pixels = TASK_BYTES // (dates * bands * data.dtype.itemsize)
-    side = max(1, math.isqrt(pixels))
-    return data.rechunk({2: min(side, height), 3: min(side, width)})
+    side = max(1, math.isqrt(TASK_BYTES // pixel_bytes))
+    return data.rechunk({2: _pieces(data.chunks[2], side), 3: _pieces(data.chunks[3], side)})
+
+
+def _pieces(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:
+    """Chunks cut into equal pieces of at most `side`, so that no piece needs two of them.
+
+    Examples
+    --------
+    >>> _pieces((2048, 2048, 10), 1500)
+    (1024, 1024, 1024, 1024, 10)
+    """
+    steps = [max(1, -(-c // -(-c // side))) if c else 1 for c in chunks]
+    return tuple(min(step, c - at) for c, step in zip(chunks, steps, strict=True) for at in range(0, c, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import xarray as xr
 from xr_anysat.config import FRAMES, option
 from xr_anysat.cube import BANDS
 from xr_anysat.errors import AnySatWarning, CubeError, OptionError
-from xr_anysat.frames import Period
+from xr_anysat.frames import TASK_BYTES, Period
 from xr_anysat.frames import frames as make_frames
 
 DN_MAX = 10_000.0
@@ -71,11 +72,19 @@ class Statistics:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
+            given = getattr(self, name)
+            try:
+                values = tuple(float(v) for v in given)
+            except (TypeError, ValueError) as error:
+                raise OptionError(
+                    f"{name}={given!r}: wanted a number for each of {', '.join(BANDS)}"
+                ) from error
             if len(values) != len(BANDS):
                 raise OptionError(
                     f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}"
                 )
+            if not all(map(math.isfinite, values)):
+                raise OptionError(f"{name}={values}: wanted finite digital numbers")
             object.__setattr__(self, name, values)
         if any(s < 0 for s in self.std):
             raise OptionError(f"std={self.std}: standard deviations cannot be negative")
@@ -97,7 +106,7 @@ class Statistics:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"{text[:80]!r} holds no statistics ({error}): wanted what to_json() wrote"
+                f"{str(text)[:80]!r} holds no statistics ({error}): wanted what to_json() wrote"
             ) from error
 
     def array(self) -> np.ndarray:
@@ -131,8 +140,10 @@ def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
     if isinstance(norm, Statistics):
         return "statistics", norm
     if isinstance(norm, Mapping):
-        return "statistics", Statistics.from_json(json.dumps(dict(norm)))
-    if norm not in NORMS:
+        if not {"mean", "std"} <= set(norm) <= {"mean", "std", "count"}:
+            raise OptionError(f"{norm=}: wanted 'mean' and 'std', ten numbers each")
+        return "statistics", Statistics(**norm)
+    if not isinstance(norm, str) or norm not in NORMS:
         raise OptionError(
             f"{norm=}: wanted one of {', '.join(map(repr, NORMS))}, or the Statistics that "
             "cube.anysat.statistics() gives"
@@ -189,8 +200,8 @@ def check_values(values: np.ndarray, valid: np.ndarray) -> None:
     if BOA_OFFSET <= least <= BOA_OFFSET_DARK and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
         warnings.warn(
             f"no digital number lies below {least:.0f}: it looks as if the +{BOA_OFFSET} offset of processing "
-            f"baseline 04.00 and later were still in. If so, subtract it: (cube - {BOA_OFFSET}).clip(min=0) "
-            "where the cube is valid. Nothing was changed",
+            f"baseline 04.00 and later were still in. If so, subtract it from what was observed: "
+            f"(cube.where(cube != nodata) - {BOA_OFFSET}).anysat.embed(nodata=float('nan')). Nothing was changed",
             AnySatWarning, stacklevel=2,
         )  # fmt: skip
 
@@ -289,7 +300,7 @@ def statistics(
     Raises
     ------
     CubeError
-        If the cube cannot be read or nothing in it was observed.
+        If the cube cannot be read, holds reflectance, or nothing in it was observed.
     OptionError
         If an option is impossible.
 
@@ -309,7 +320,7 @@ def statistics(
         cube, option("frames", frames), period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base,
         bands=bands, nodata=nodata, fill_value=fill_value,
     )  # fmt: skip
-    parts = np.asarray(lazy_moments(made.data))
+    parts = np.asarray(lazy_moments(made.data, check=True))
     mean, std = mean_and_std(parts)
     count = int(parts[:, 0, 0].sum())
     if not count:
@@ -317,21 +328,24 @@ def statistics(
     return Statistics(tuple(mean), tuple(std), count)
 
 
-def lazy_moments(data: Any) -> Any:
-    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask."""
+def lazy_moments(data: Any, *, check: bool = False) -> Any:
+    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`."""
     if isinstance(data, np.ndarray):
-        return moments(data)[None]
+        return _block_moments(data, check)[0, 0][None]
     import dask.array as da
 
-    data = data.rechunk({0: -1, 1: -1})
+    side = math.isqrt(TASK_BYTES // (data.shape[0] * data.shape[1] * data.dtype.itemsize))
+    data = data.rechunk((-1, -1, *(min(side, max(c)) for c in data.chunks[2:])))
     parts = da.blockwise(
-        _block_moments, "yxmb", data, "tbyx", new_axes={"m": 3}, concatenate=True, align_arrays=False,
+        _block_moments, "yxmb", data, "tbyx", check=check, new_axes={"m": 3}, concatenate=True, align_arrays=False,
         adjust_chunks={"y": 1, "x": 1}, dtype=np.float64, meta=np.empty((0,) * 4),
     )  # fmt: skip
     return parts.reshape(-1, 3, len(BANDS))
 
 
-def _block_moments(values: np.ndarray) -> np.ndarray:
+def _block_moments(values: np.ndarray, check: bool) -> np.ndarray:
+    if check:
+        check_values(*split_valid(values))
     return moments(values)[None, None]
 
 

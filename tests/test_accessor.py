@@ -1,0 +1,137 @@
+"""The .anysat accessor: thin, documented, stateless, on both kinds of xarray objects."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from makers import BANDS, odc_stac, placed, plain
+
+import xr_anysat
+from xr_anysat import AnySatError, CubeTypeError
+
+TINY = {"model": "tiny", "weights": "random"}
+METHODS: dict[str, Callable[..., Any]] = {
+    "frames": xr_anysat.frames,
+    "statistics": xr_anysat.statistics,
+    "embed": xr_anysat.embed,
+    "pool": xr_anysat.pool,
+}
+
+
+@pytest.fixture(scope="module")
+def emb() -> xr.DataArray:
+    return placed().anysat.embed(2, **TINY)
+
+
+def test_every_method_is_a_public_function() -> None:
+    public = {n for n in dir(placed().anysat) if not n.startswith("_")}
+    assert public == set(METHODS)
+    assert public <= set(xr_anysat.__all__)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("make", [plain, odc_stac], ids=["DataArray", "Dataset"])
+def test_signatures_and_docstrings_are_the_functions(make: Callable[[], Any], name: str) -> None:
+    function, method = METHODS[name], getattr(make().anysat, name)
+    _, *rest = inspect.signature(function).parameters.values()
+    assert list(inspect.signature(method).parameters.values()) == rest
+    assert inspect.signature(method).return_annotation == inspect.signature(function).return_annotation
+    unbound = inspect.signature(getattr(type(make().anysat), name))
+    assert next(iter(unbound.parameters)) == "self"
+    assert inspect.getdoc(method) == inspect.getdoc(function)
+    assert method.__name__ == name
+
+
+def test_methods_do_what_the_functions_do(emb: xr.DataArray) -> None:
+    cube, ds = placed(), odc_stac()
+    options = {"period": "2022", "reduce": "mean"}
+    want = xr_anysat.frames(cube, 2, **options)
+    for obj in (cube, ds):
+        np.testing.assert_array_equal(obj.anysat.frames(2, **options), want)
+        assert obj.anysat.statistics(2, **options) == xr_anysat.statistics(cube, 2, **options)
+        np.testing.assert_array_equal(obj.anysat.embed(2, **TINY), emb)
+    xr.testing.assert_identical(emb.anysat.pool(), xr_anysat.pool(emb))
+    xr.testing.assert_identical(emb.anysat.pool("max"), xr_anysat.pool(emb, "max"))
+    xr.testing.assert_identical(emb.anysat.pool(how="max"), xr_anysat.pool(emb, "max"))
+
+
+def test_frames_chain_into_embed(emb: xr.DataArray) -> None:
+    made = placed().anysat.frames(2)
+    np.testing.assert_array_equal(made.anysat.embed(frames=None, **TINY), emb)
+    assert made.anysat.statistics(None) == placed().anysat.statistics(2)
+
+
+@pytest.mark.parametrize("make", [placed, odc_stac], ids=["DataArray", "Dataset"])
+def test_cubes_pickle_after_the_accessor_was_used(make: Callable[[], Any]) -> None:
+    cube = make().chunk()
+    cube.anysat.embed(2, **TINY)
+    again = pickle.loads(pickle.dumps(cube))
+    xr.testing.assert_identical(again, cube)
+    assert again.anysat.frames(2).shape == (2, 10, 4, 5)
+    assert len(pickle.dumps(cube)) < 60_000
+
+
+def test_the_accessor_holds_nothing_but_its_array() -> None:
+    cube = placed()
+    cube.anysat.frames(2)
+    assert list(vars(cube.anysat)) == ["_obj"]
+    assert cube.anysat._obj is cube
+
+
+def test_positional_arguments_are_few() -> None:
+    for name, most in {"frames": 1, "statistics": 1, "embed": 1, "pool": 1}.items():
+        kinds = [p.kind for p in inspect.signature(getattr(placed().anysat, name)).parameters.values()]
+        assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == most
+        assert kinds.count(inspect.Parameter.VAR_KEYWORD) == 0
+    with pytest.raises(TypeError, match="positional argument"):
+        placed().anysat.frames(2, "2022")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'peroid'"):
+        placed().anysat.frames(2, peroid="2022")
+
+
+@pytest.mark.parametrize("name", ["frames", "statistics", "embed"])
+@pytest.mark.parametrize("form", ["DataArray", "Dataset"])
+def test_what_is_for_cubes_refuses_embeddings(emb: xr.DataArray, name: str, form: str) -> None:
+    obj = emb if form == "DataArray" else emb.to_dataset()
+    with pytest.raises(CubeTypeError, match=r"those of an embedding cube: wanted a Sentinel-2 cube"):
+        getattr(obj.anysat, name)()
+
+
+def test_pool_refuses_what_is_no_embedding(emb: xr.DataArray) -> None:
+    with pytest.raises(
+        CubeTypeError, match=r"DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first"
+    ):
+        placed().anysat.pool()
+    with pytest.raises(CubeTypeError, match=r"a Dataset with dims .*embed\(\) first"):
+        odc_stac().anysat.pool()
+    with pytest.raises(
+        CubeTypeError, match=r"Dataset of \['anysat'\]: wanted the DataArray .*dataset\['anysat'\]"
+    ):
+        emb.to_dataset().anysat.pool()
+    with pytest.raises(CubeTypeError, match="embed"):
+        emb.anysat.pool().anysat.pool()
+
+
+def test_refusals_are_what_python_users_expect() -> None:
+    for error, builtin in {
+        "CubeError": ValueError, "CubeTypeError": TypeError, "OptionError": ValueError,
+        "WeightsError": ValueError, "DeviceError": ValueError,
+    }.items():  # fmt: skip
+        assert issubclass(getattr(xr_anysat, error), AnySatError)
+        assert issubclass(getattr(xr_anysat, error), builtin)
+    assert not issubclass(AnySatError, ValueError)
+    assert issubclass(xr_anysat.AnySatWarning, UserWarning)
+    assert set(BANDS) == set(xr_anysat.BANDS)
+
+
+def test_every_public_name_is_there_and_told_of() -> None:
+    for name in xr_anysat.__all__:
+        assert getattr(xr_anysat, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'embedd'"):
+        xr_anysat.embedd  # noqa: B018
