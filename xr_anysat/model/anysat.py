@@ -354,7 +354,7 @@ class AnySat(nn.Module):
     >>> import torch
     >>> m = AnySat("tiny").eval()
     >>> len(m.state_dict())
-    286
+    318
     >>> with torch.inference_mode():
     ...     x = {"s2": torch.zeros(1, 3, 10, 4, 4), "s2_dates": torch.tensor([[10, 100, 200]])}
     ...     m(x, patch_size=20, output="patch").shape
