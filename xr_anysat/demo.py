@@ -151,7 +151,7 @@ def progress() -> AbstractContextManager[Any]:
     """Show a progress bar; a pipe or a log gets fewer of its updates."""
     from dask.diagnostics.progress import ProgressBar
 
-    bar: AbstractContextManager[Any] = ProgressBar(dt=0.1 if sys.stdout.isatty() else 10)
+    bar: AbstractContextManager[Any] = ProgressBar(dt=0.1 if sys.stdout.isatty() else 1)
     return bar
 
 
