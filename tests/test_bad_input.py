@@ -469,6 +469,22 @@ def test_many_patches_a_window_are_warned_of() -> None:
     xr_anysat.embed(unreadable(placed()), 2, tile=32, **TINY)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cube: xr_anysat.embed(unreadable(cube), 2, tile=40, **TINY),
+        lambda cube: unreadable(cube).anysat.embed(2, tile=40, **TINY),
+        lambda cube: xr_anysat.embed(cube * 0, 2, **TINY),
+        lambda cube: xr_anysat.frames(cube.assign_attrs(add_offset=-1000), 2),
+        lambda cube: xr_anysat.statistics(cube - np.uint16(9000)),
+    ],
+)
+def test_warnings_point_at_the_callers_line(call: Callable[[xr.DataArray], Any]) -> None:
+    with pytest.warns(AnySatWarning) as caught:
+        call(placed())
+    assert [w.filename for w in caught if w.category is AnySatWarning] == [__file__]
+
+
 @pytest.mark.parametrize("output", ["patch", "dense", "local", "tile"])
 def test_nothing_valid_is_nan_with_a_warning(output: str) -> None:
     cube = placed() * 0

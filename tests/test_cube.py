@@ -623,3 +623,21 @@ def test_no_offset_no_warning() -> None:
 
 def test_it_is_public() -> None:
     assert xr_anysat.BANDS == BANDS
+
+
+def test_web_mercator_is_taken_with_a_warning() -> None:
+    """Its metres are those of the equator: 10 m are 6.4 m at 50 degrees north."""
+    y = 6_446_275.0 - 10 * np.arange(6)
+    x = 1_113_195.0 + 10 * np.arange(6)
+    import odc.geo.xr  # noqa: F401
+
+    cube = xr.DataArray(
+        np.full((2, 10, 6, 6), 1000, "uint16"),
+        dims=("time", "band", "y", "x"),
+        coords={
+            "time": np.array(["2022-03-01", "2022-07-01"], "datetime64[ns]"),
+            "band": list(xr_anysat.BANDS), "y": y, "x": x,
+        },
+    ).odc.assign_crs("EPSG:3857")  # fmt: skip
+    with pytest.warns(xr_anysat.AnySatWarning, match=r"10 m of this CRS \(3857\) are 6\.4 m on the ground"):
+        read_cube(cube)

@@ -19,7 +19,15 @@ from makers import BANDS, centred, no_compute, odc_stac, placed, plain, stacksta
 
 import xr_anysat
 from xr_anysat import CubeError, OptionError
-from xr_anysat.frames import FRAMES_ATTR, PERIOD_ATTR, TASK_BYTES, Recipe, parse_period
+from xr_anysat.frames import (
+    FRAMES_ATTR,
+    PERIOD_ATTR,
+    PERIOD_TIMES_ATTR,
+    TASK_BYTES,
+    Recipe,
+    parse_period,
+    span_of,
+)
 
 QUICK = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -431,18 +439,32 @@ def test_composed_frames_keep_their_base_and_their_parts() -> None:
     made = xr_anysat.frames(plain(), 2, period="2022")
     with pytest.raises(OptionError, match="composed with doy_base=0, not 1"):
         xr_anysat.frames(made, None, doy_base=1)
-    with pytest.raises(CubeError, match=r"composed frames with dims .*frames\(\) made them"):
+    with pytest.raises(CubeError, match=r"composed frames as a DataArray with dims .*frames\(\) made them"):
         xr_anysat.frames(made.transpose("y", "x", "time", "band"), None)
-    with pytest.raises(CubeError, match=r"composed frames with dims .* and bands"):
+    with pytest.raises(CubeError, match=r"composed frames as .* or with other bands than B2"):
         xr_anysat.frames(made.isel(band=slice(None, None, -1)), None)
     with pytest.raises(CubeError, match=r"composed frames without their 'doy'.*assign_coords\(doy="):
         xr_anysat.frames(made.drop_vars("doy"), None)
 
 
+def test_composed_frames_as_a_dataset_or_joined_are_not_theirs_any_more() -> None:
+    made = xr_anysat.frames(plain(), 2, period="2022", doy_base=1)
+    with pytest.raises(CubeError, match="composed frames as a Dataset with dims"):
+        xr_anysat.frames(made.to_dataset("band"), None)
+    later = made.assign_coords(time=made["time"] + np.timedelta64(365, "D"))
+    joined = xr.concat([made, later], "time")
+    with pytest.raises(
+        CubeError, match=r"4 composed frames, but a record of 2: .*Drop attrs\['anysat_frames'\]"
+    ):
+        xr_anysat.frames(joined, None)
+    got = xr_anysat.frames(joined.drop_attrs(deep=False), None)
+    assert got["doy"].values.tolist() == [91, 273, 91, 273]
+
+
 def test_frames_survive_a_file(tmp_path: Any) -> None:
     made = xr_anysat.frames(placed(), 2, period="2022").rename("s2")
-    made.to_netcdf(tmp_path / "frames.nc", engine="h5netcdf")
-    with xr.open_dataarray(tmp_path / "frames.nc", engine="h5netcdf", decode_coords="all") as again:
+    made.to_netcdf(tmp_path / "frames.nc")
+    with xr.open_dataarray(tmp_path / "frames.nc", decode_coords="all") as again:
         back = xr_anysat.frames(again, None)
         np.testing.assert_array_equal(back.values, made.values)
         assert back["doy"].values.tolist() == made["doy"].values.tolist()
@@ -500,6 +522,17 @@ def test_dask_is_numpy_in_any_chunks(
     np.testing.assert_array_equal(got, want.values)
     xr.testing.assert_identical(made.coords.to_dataset(), want.coords.to_dataset())
     assert record(made) == record(want)
+
+
+@pytest.mark.parametrize("reduce", ["median", "mean", "clearest"])
+@pytest.mark.parametrize("chunks", [(5, 4, 3), (1,) * 12, (12,), (2, 7, 3), (11, 1)])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 12])
+def test_chunks_of_time_that_straddle_bins(chunks: tuple[int, ...], n: int, reduce: str) -> None:
+    rng = np.random.default_rng(0)
+    cube = plain(pd.date_range("2022-01-03", periods=12, freq="30D"), height=3, width=2)
+    cube = cube.copy(data=rng.permuted(cube.values, axis=0))
+    made = xr_anysat.frames(cube.chunk(time=chunks, y=2), n, period="2022", reduce=reduce)
+    np.testing.assert_array_equal(made, xr_anysat.frames(cube, n, period="2022", reduce=reduce))
 
 
 def test_frames_of_datasets_are_those_of_arrays() -> None:
@@ -565,3 +598,13 @@ def test_what_a_composing_task_reads_is_bounded(
 def test_recipes_compare_by_what_they_ask_for() -> None:
     assert Recipe(8) == Recipe(np.int64(8))
     assert Recipe(8) != Recipe(8, reduce="mean")
+
+
+def test_a_cube_cut_in_time_is_loaded_for_its_period_no_more() -> None:
+    """``open_s2`` records the period it loaded; bins of a part of the cube are those of the part."""
+    cube = plain()
+    cube.attrs = {PERIOD_ATTR: "2022-01-01/2023-01-01", PERIOD_TIMES_ATTR: span_of(cube["time"].values)}
+    assert cube.anysat.frames(2)["bin_end"].values[-1] == np.datetime64("2023-01-01")
+    part = cube.isel(time=slice(0, -1))
+    last = part["time"].values[-1].astype("datetime64[D]") + 1
+    assert part.anysat.frames(2)["bin_end"].values[-1] == last

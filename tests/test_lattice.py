@@ -110,6 +110,14 @@ def test_blocks_keep_to_their_limits_and_are_no_smaller_than_they_need(
 
 
 @pytest.mark.parametrize(
+    ("limit", "at_least", "want"), [(40 * 48**2, 1, 2), (40 * 48**2 - 1, 1, 1), (10**9, 4, 9)]
+)
+def test_limits_may_be_reached(limit: int, at_least: int, want: int) -> None:
+    axis = Axis(0, 240)  # 10 × 10 windows
+    assert blocks_for(axis, axis, 24, pixel_bytes=40, limit=limit, at_least=at_least) == want
+
+
+@pytest.mark.parametrize(
     ("axis", "tile", "windows", "want"),
     [
         (Axis(0, 24), 24, 1, (24,)),

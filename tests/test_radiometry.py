@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,23 @@ from xr_anysat.radiometry import (
     PASTIS,
     TREESATAI,
     check_values,
+    clip,
     lazy_moments,
     mean_and_std,
     merge_moments,
     moments,
     normalize,
+    observed,
     parse_norm,
-    split_valid,
     tile_statistics,
 )
+
+
+def split_valid(values):
+    """What a block does first: what was observed, and its clipped numbers."""
+    valid = observed(values)
+    return clip(values, valid), valid
+
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 TINY = {"model": "tiny", "weights": "random"}
@@ -264,6 +273,13 @@ def test_reflectance_is_refused() -> None:
         xr_anysat.statistics(cube, 2)
 
 
+def test_bright_clouds_do_not_hide_reflectance() -> None:
+    cube = ordinary(side=6) / 10_000
+    cube[:, :, 0, 0] = 1.8
+    with pytest.raises(CubeError, match=r"values up to 1\.8 look like reflectance"):
+        xr_anysat.statistics(cube, None)
+
+
 def test_lazy_reflectance_is_refused_when_it_is_computed() -> None:
     cube = (ordinary(side=6) / 10_000).chunk(x=3)
     emb = xr_anysat.embed(cube, 2, norm="pastis", **TINY)
@@ -337,6 +353,31 @@ def test_ordinary_values_are_not_warned_of(low: int, high: int) -> None:
     xr_anysat.statistics(cube, 2)
 
 
+@pytest.mark.parametrize(
+    ("marker", "dtype", "says"),
+    [
+        (65_535, "uint16", "values of 65535 count as observed.*nodata=65535"),
+        (-9_999, "int16", "values of -9999 count as observed.*nodata=-9999"),
+        (-32_768, "float32", "values of -32768 count as observed"),
+    ],
+)
+def test_markers_that_nobody_declared_are_warned_of(marker: int, dtype: str, says: str) -> None:
+    cube = ordinary(dtype=dtype)
+    cube[0, :, 5:9] = marker
+    with pytest.warns(AnySatWarning, match=says):
+        xr_anysat.statistics(cube, None)
+    stats = xr_anysat.statistics(cube, None, nodata=marker)
+    assert stats.count == 33 * (2 * 33 - 4)
+
+
+def test_unsigned_numbers_that_ran_below_zero_are_warned_of() -> None:
+    cube = ordinary()
+    with pytest.warns(
+        AnySatWarning, match=r"values of 65\d\d\d count as observed.*ran below zero, cast to float"
+    ):
+        xr_anysat.embed(cube - np.uint16(1000), None, patch_size=80, norm="pastis", **TINY)
+
+
 def test_few_values_say_nothing() -> None:
     xr_anysat.statistics(ordinary(1100, 6000, side=6), 2)
 
@@ -375,6 +416,32 @@ def test_statistics_of_a_cube_are_those_that_embed_takes() -> None:
     assert (tuple(emb.attrs["norm_mean"]), tuple(emb.attrs["norm_std"])) == (stats.mean, stats.std)
     again = xr_anysat.embed(cube, 2, norm=stats, **TINY)
     np.testing.assert_array_equal(again, emb)
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda cube: cube,
+        lambda cube: cube.to_dataset("band"),
+        lambda cube: cube.isel(y=slice(1, None), x=slice(1, 4)),
+        lambda cube: cube.isel(y=slice(None, None, -1), time=[2, 0, 1]),
+        lambda cube: cube.chunk(time=2, x=3),
+        lambda cube: cube.where(cube > 7),
+        lambda cube: xr.concat(
+            [cube, cube.assign_coords(time=cube["time"] + np.timedelta64(3, "D"))], "time"
+        ),
+    ],
+    ids=["as it is", "Dataset", "crop", "flip", "rechunk", "mask", "concat"],
+)
+def test_a_large_cube_is_read_twice_and_gives_the_same(
+    derive: Callable[[xr.DataArray], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = derive(placed().chunk(time=1, x=2))
+    want = xr_anysat.embed(cube, 2, **TINY)
+    monkeypatch.setattr("xr_anysat.embedding.SHARED_BYTES", 0)
+    got = xr_anysat.embed(cube, 2, **TINY)
+    assert got.data.name == xr_anysat.embed(cube, 2, **TINY).data.name != want.data.name
+    np.testing.assert_array_equal(got, want)
 
 
 def test_statistics_of_nothing_are_refused() -> None:

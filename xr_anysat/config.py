@@ -31,6 +31,7 @@ NORM: str = _DefaultStr("per_tile_zscore")
 MODEL: str = _DefaultStr("base")
 DEVICE: str = _DefaultStr("auto")
 PRECISION: str = _DefaultStr("float32")
+FETCH_WORKERS: int = _DefaultInt(8)
 
 DEFAULTS: dict[str, Any] = {
     "frames": FRAMES,
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "weights": None,
     "device": DEVICE,
     "precision": PRECISION,
+    "fetch_workers": FETCH_WORKERS,
     "cache_dir": None,
     "offline": False,
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.errors import AnySatWarning, CubeError, CubeTypeError, OptionError
+from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -29,6 +28,9 @@ BANDS = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
 
 PIXEL = 10.0
 """Side of a pixel in metres: the resolution AnySat's Sentinel-2 projector was trained on."""
+
+STRETCH_MAX = 0.05
+"""By how much a projection's metre may differ from one on the ground without a warning."""
 
 # STAC common names, as Earth Search uses them (https://github.com/stac-extensions/eo)
 COMMON_NAMES = {
@@ -318,11 +320,10 @@ def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
     arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[v] for v in obj.data_vars if band_name(v)]
     offsets = {float(a.attrs["add_offset"]) for a in arrays if a.attrs.get("add_offset")}
     if offsets:
-        warnings.warn(
+        warn(
             f"attrs say add_offset={sorted(offsets)}, which was not applied to the values: if these are "
-            "products of baseline 04.00 or later, subtract 1000 from the digital numbers first",
-            AnySatWarning, stacklevel=4,
-        )  # fmt: skip
+            "products of baseline 04.00 or later, subtract 1000 from the digital numbers first"
+        )
 
 
 # ---------------------------------------------------------------------- times
@@ -434,7 +435,23 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
     # a tenth of a pixel from one end to the other
     if any(abs(s - PIXEL) * array.sizes[d] > 0.1 * PIXEL for s, d in zip(size, ("y", "x"), strict=True)):
         raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
-    return array, _exact_geobox(array, crs)
+    geobox = _exact_geobox(array, crs)
+    _warn_if_stretched(geobox, name)
+    return array, geobox
+
+
+def _warn_if_stretched(geobox: GeoBox, name: Any) -> None:
+    """Say so if the projection's metres are far from those on the ground, as Web Mercator's are."""
+    from pyproj import Proj
+
+    projection = Proj(geobox.crs.proj)
+    lon, lat = projection(*geobox.boundingbox.bbox[:2], inverse=True)
+    scale = projection.get_factors(lon, lat).areal_scale ** 0.5
+    if abs(1 / scale - 1) > STRETCH_MAX:
+        warn(
+            f"10 m of this CRS ({name}) are {10 / scale:.1f} m on the ground here, and AnySat was trained on pixels "
+            f"of 10 m. {_REPROJECT}"
+        )
 
 
 def _centres(array: xr.DataArray) -> xr.DataArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,7 @@ import xarray as xr
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
 from xr_anysat.cube import BANDS, PIXEL, read_cube
 from xr_anysat.engine import Settings, describe, encode, warn_if_empty
-from xr_anysat.errors import AnySatWarning, CubeError, CubeTypeError, OptionError
+from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.frames import (
     FRAMES_ATTR,
     Period,
@@ -28,6 +27,7 @@ from xr_anysat.frames import (
 from xr_anysat.lattice import Axis
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, loaded_sha256
 from xr_anysat.radiometry import Statistics, parse_norm, tile_statistics
+from xr_anysat.recompute import read_again
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -193,7 +193,7 @@ def embed(
     stats = None if statistics is None else statistics.array()
     if norm_name == "per_tile_zscore":
         if lazy and data.nbytes > SHARED_BYTES:
-            again = read_cube(_apart(cube), bands=bands, nodata=nodata)
+            again = read_cube(read_again(cube), bands=bands, nodata=nodata)
             whole = again.array if composed else compose(again, recipe)
             stats = tile_statistics(whole.data)
         else:
@@ -297,11 +297,10 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
         )
     patches = (int(tile) // side) ** 2
     if patches > PATCHES_MAX:
-        warnings.warn(
+        warn(
             f"{patches} patches a window ({what}={tile} px of {patch_size} m patches): the model was made for "
-            f"at most {PATCHES_MAX}. Use a larger patch_size or a smaller {what}",
-            AnySatWarning, stacklevel=4,
-        )  # fmt: skip
+            f"at most {PATCHES_MAX}. Use a larger patch_size or a smaller {what}"
+        )
     return side
 
 
@@ -309,19 +308,6 @@ def _whole(value: Any) -> bool:
     """Whether `value` is a positive whole number; 24.0 is."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return number and math.isfinite(value) and value > 0 and value == int(value)
-
-
-def _apart(cube: xr.DataArray | xr.Dataset) -> xr.DataArray | xr.Dataset:
-    """The same cube under other keys: what is computed from both is read twice, not kept in memory."""
-    from dask.graph_manipulation import clone
-
-    if isinstance(cube, xr.DataArray):
-        return cube.copy(data=clone(cube.data, seed="anysat"))
-    return cube.copy(
-        data={
-            k: v.data if v.chunks is None else clone(v.data, seed="anysat") for k, v in cube.data_vars.items()
-        }
-    )
 
 
 def _jsonable(number: float | str | None) -> float | str | None:

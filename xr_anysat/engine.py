@@ -8,7 +8,6 @@ process. Nothing that is not in those arguments takes part, so results cannot de
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xr_anysat.cube import BANDS
-from xr_anysat.errors import AnySatWarning, CubeError
+from xr_anysat.errors import CubeError, warn
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
 from xr_anysat.model.spec import channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
-from xr_anysat.radiometry import check_values, normalize, split_valid
+from xr_anysat.radiometry import check_values, clip, normalize, observed
 
 if TYPE_CHECKING:
     import torch
@@ -119,8 +118,8 @@ def encode_block(
 
     `rows` (h,) and `cols` (w,) are the pixels' numbers on the lattice.
     """
-    values, valid = split_valid(frames)
-    check_values(values, valid)
+    valid = observed(frames)
+    check_values(frames, valid)
     y, x = Axis(int(rows[0]), len(rows)), Axis(int(cols[0]), len(cols))
     (y_first, height), (x_first, width) = y.cells(settings.cell), x.cells(settings.cell)
     out = np.full((settings.channels, height, width), np.nan, np.float32)
@@ -128,7 +127,7 @@ def encode_block(
         return out
     model = get_encoder(settings.spec)
     with _FORWARD:
-        for places, encoded in _forward(model, values, valid, stats, y, x, settings):
+        for places, encoded in _forward(model, frames, valid, stats, y, x, settings):
             for (i, j), cells in zip(places, encoded, strict=True):
                 if settings.output == "tile":
                     out[:, i.window - y_first, j.window - x_first] = cells
@@ -150,7 +149,7 @@ def encode_block(
 
 def _forward(
     model: Any,
-    values: np.ndarray,
+    frames: np.ndarray,
     valid: np.ndarray,
     stats: np.ndarray | None,
     y: Axis,
@@ -171,7 +170,7 @@ def _forward(
     for (top, _, left, _), places in alike.items():
         for at in range(0, len(places), batch):
             part = places[at : at + batch]
-            cut = [_cut(values, valid, stats, y, x, i, j, settings) for i, j in part]
+            cut = [_cut(frames, valid, stats, y, x, i, j, settings) for i, j in part]
             window = torch.from_numpy(np.stack([c[0] for c in cut])).to(device)
             there = torch.from_numpy(np.stack([c[1] for c in cut])).to(device)
             with torch.inference_mode(), _autocast(device, settings.spec.precision):
@@ -180,7 +179,7 @@ def _forward(
 
 
 def _cut(
-    values: np.ndarray,
+    frames: np.ndarray,
     valid: np.ndarray,
     stats: np.ndarray | None,
     y: Axis,
@@ -195,7 +194,7 @@ def _cut(
     """
     at = np.s_[..., i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start]
     there = valid[at]
-    pixels = normalize(values[at], there, settings.norm, stats)
+    pixels = normalize(clip(frames[at], there), there, settings.norm, stats)
     before = [s.start - s.window * settings.tile - s.first * settings.side for s in (i, j)]
     shape = [s.count * settings.side for s in (i, j)]
     if shape == list(pixels.shape[2:]):
@@ -257,10 +256,7 @@ def _autocast(device: torch.device, precision: str) -> Any:
 def warn_if_empty(values: Any) -> None:
     """Say so if nothing at all came out; for results that are already there."""
     if isinstance(values, np.ndarray) and values.size and np.isnan(values).all():
-        warnings.warn(
-            "nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)",
-            AnySatWarning, stacklevel=3,
-        )  # fmt: skip
+        warn("nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)")
 
 
 def describe(spec: EncoderSpec) -> Mapping[str, str]:

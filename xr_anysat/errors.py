@@ -5,6 +5,12 @@ Python users expect (``ValueError`` or ``TypeError``), so ``except ValueError`` 
 working. A message names what was seen, what was wanted, and the call that mends it.
 """
 
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
 
 class AnySatError(Exception):
     """Base of everything that xr_anysat refuses."""
@@ -30,5 +36,22 @@ class DeviceError(AnySatError, ValueError):
     """The device that was asked for is not there."""
 
 
+class CatalogError(AnySatError, ValueError):
+    """A catalog cannot be searched, or holds nothing that was asked for."""
+
+
+class ReadError(AnySatError, OSError):
+    """An asset of a catalog's item cannot be read."""
+
+
 class AnySatWarning(UserWarning):
     """Something looks wrong, but may be right: nothing was changed."""
+
+
+def warn(message: str) -> None:
+    """Issue an :class:`AnySatWarning` at the line that called this package, by whichever way."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AnySatWarning, stacklevel=level)

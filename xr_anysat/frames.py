@@ -35,6 +35,9 @@ FRAMES_ATTR = "anysat_frames"
 PERIOD_ATTR = "anysat_period"
 """attrs key of the period a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
 
+PERIOD_TIMES_ATTR = "anysat_period_times"
+"""attrs key of the first and the last time of that cube: cut in time, it is loaded for that period no more."""
+
 TASK_BYTES = 256 << 20
 """Bytes that the input of a composing task may have."""
 
@@ -186,10 +189,10 @@ def is_composed(
     CubeError
         If it was, but has lost its bands or days since.
     """
-    if not isinstance(cube, xr.DataArray) or FRAMES_ATTR not in cube.attrs:
+    if FRAMES_ATTR not in getattr(cube, "attrs", {}):
         return False
-    asked = json.loads(cube.attrs[FRAMES_ATTR])["frames"]
-    base = json.loads(cube.attrs[FRAMES_ATTR])["doy_base"]
+    record = json.loads(cube.attrs[FRAMES_ATTR])
+    asked, base = record["frames"], record["doy_base"]
     anew = recipe != Recipe(recipe.frames, doy_base=recipe.doy_base) or recipe.frames not in (None, asked)
     if anew or bands is not None or nodata is not None:
         raise OptionError(
@@ -200,10 +203,17 @@ def is_composed(
         raise OptionError(
             f"this cube was composed with doy_base={base}, not {recipe.doy_base}: compose it anew"
         )
-    if cube.dims != ("time", "band", "y", "x") or list(cube["band"].values) != list(BANDS):
+    as_made = isinstance(cube, xr.DataArray) and cube.dims == ("time", "band", "y", "x")
+    if not as_made or list(cube["band"].values) != list(BANDS):
         raise CubeError(
-            f"composed frames with dims {cube.dims} and bands {list(cube['band'].values)}: hand them in as "
-            "frames() made them, or drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
+            f"composed frames as a {type(cube).__name__} with dims {tuple(cube.dims)}, or with other bands than "
+            f"{', '.join(BANDS)}: hand them in as frames() made them, or drop attrs['anysat_frames'] to have them "
+            "read as a cube of acquisitions"
+        )
+    if cube.sizes["time"] > (asked or record["acquisitions"]):
+        raise CubeError(
+            f"{cube.sizes['time']} composed frames, but a record of {asked or record['acquisitions']}: were several "
+            "joined? Drop attrs['anysat_frames'] to have them read as a cube of acquisitions, with frames=None"
         )
     if "doy" not in cube.coords:
         raise CubeError(
@@ -265,6 +275,18 @@ def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
     if end <= start:
         raise OptionError(f"{period=} is empty: its end is exclusive and must lie after its start")
     return start, end
+
+
+def recorded_period(cube: xr.DataArray) -> str | None:
+    """The period that a cube was loaded for, if it was not cut in time since."""
+    times = cube["time"].values
+    whole = cube.attrs.get(PERIOD_TIMES_ATTR, span_of(times)) == span_of(times)
+    return cube.attrs.get(PERIOD_ATTR) if whole else None
+
+
+def span_of(times: np.ndarray) -> str:
+    """First and last of `times`, for :data:`PERIOD_TIMES_ATTR`."""
+    return f"{pd.Timestamp(times.min()).isoformat()}/{pd.Timestamp(times.max()).isoformat()}"
 
 
 def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timestamp]:
@@ -334,7 +356,7 @@ def _borrow(hole: Bin, observed: list[Bin]) -> Bin:
 def compose(cube: Cube, recipe: Recipe) -> xr.DataArray:
     """The frames of a canonical cube; see :func:`frames`."""
     array = cube.array
-    bins, record = plan_bins(array["time"].values, recipe, array.attrs.get(PERIOD_ATTR))
+    bins, record = plan_bins(array["time"].values, recipe, recorded_period(array))
     own = [x.stop > x.first and x.start <= pd.Timestamp(array["time"].values[x.first]) < x.end for x in bins]
     data = _reduce(array.data, bins, recipe.reduce, cube.nodata, recipe.fill_value)
     dates = [x.date for x in bins]

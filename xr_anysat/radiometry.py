@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import xarray as xr
 
 from xr_anysat.config import FRAMES, option
 from xr_anysat.cube import BANDS
-from xr_anysat.errors import AnySatWarning, CubeError, OptionError
+from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.frames import TASK_BYTES, Period
 from xr_anysat.frames import frames as make_frames
 
@@ -24,8 +23,11 @@ DN_MAX = 10_000.0
 STD_FLOOR = 1e-6
 """Least standard deviation divided by, as in rs-embed: a constant band becomes zero."""
 
-# Reflectance never passes this by much, digital numbers always do.
-REFLECTANCE_MAX = 1.5
+# Reflectance of clouds and glint passes 1, but not this, which is beyond 16 bits' 6.55; digital numbers always do.
+REFLECTANCE_MAX = 10.0
+
+# No surface's digital numbers lie beyond: markers of missing pixels do, and unsigned numbers that ran below zero.
+DN_LEAST, DN_MOST = -5_000, 32_767
 
 # Products of baseline 04.00 and later hold reflectance × 10 000 + 1000: nothing lies below.
 BOA_OFFSET = 1000
@@ -152,30 +154,23 @@ def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
     return name, _FIXED.get(name)
 
 
-def split_valid(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clipped digital numbers and what of them was observed.
+def observed(values: np.ndarray) -> np.ndarray:
+    """Where all ten bands of frames (T, 10, y, x) were observed, (T, y, x) bool.
 
-    Parameters
-    ----------
-    values : ndarray, (T, 10, y, x) float32
-        Frames, NaN where missing.
-
-    Returns
-    -------
-    values : ndarray, (T, 10, y, x) float32
-        In 0..10 000, zero where missing.
-    valid : ndarray, (T, y, x) bool
-        Where all ten bands were observed: the model takes an observation whole or not at all.
+    The model takes an observation whole or not at all.
     """
-    valid = np.isfinite(values).all(1)
-    clipped = np.clip(values, 0.0, DN_MAX)
-    if not valid.all():
-        clipped = np.where(valid[:, None], clipped, np.float32(0))
-    return clipped.astype(np.float32, copy=False), valid
+    there: np.ndarray = np.isfinite(values).all(1)
+    return there
+
+
+def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Digital numbers (T, 10, y, x) in 0..10 000, float32, zero where not `valid` (T, y, x)."""
+    clipped: np.ndarray = np.clip(values, 0.0, DN_MAX).astype(np.float32, copy=False)
+    return clipped if valid.all() else np.where(valid[:, None], clipped, np.float32(0))
 
 
 def check_values(values: np.ndarray, valid: np.ndarray) -> None:
-    """Look whether `values` (T, 10, y, x) are digital numbers; changes nothing.
+    """Look whether `values` (T, 10, y, x), not clipped yet, are digital numbers; changes nothing.
 
     Raises
     ------
@@ -185,33 +180,41 @@ def check_values(values: np.ndarray, valid: np.ndarray) -> None:
     Warns
     -----
     AnySatWarning
-        If they look as if the +1000 offset of baseline 04.00 were still in them.
+        If they look as if the +1000 offset of baseline 04.00 were still in them, or a marker of missing pixels.
     """
     if not valid.any():
         return
-    everywhere = valid.all()
-    most = float(values.max() if everywhere else values.max(where=valid[:, None], initial=-np.inf))
-    if 0 < most <= REFLECTANCE_MAX and (values % 1).any():  # whole numbers are dark ground, not reflectance
+    where: Any = True if valid.all() else valid[:, None]
+    most = float(values.max(where=where, initial=-np.inf))
+    least = float(values.min(where=where, initial=np.inf))
+    # whole numbers are dark ground, not reflectance
+    if 0 < most <= REFLECTANCE_MAX and (values % 1 > 0).any(where=where):
         raise CubeError(
             f"values up to {most:g} look like reflectance: wanted digital numbers, reflectance × 10 000. "
             "Multiply first: (cube * 10000).anysat.embed(...)"
         )
-    least = float(values.min() if everywhere else values.min(where=valid[:, None], initial=np.inf))
+    # Python shows a text once, so texts that differ with every block would flood the screen
+    if most > DN_MOST or least < DN_LEAST:
+        seen = most if most > DN_MOST else least
+        warn(
+            f"values of {seen:g} count as observed, but no reflectance × 10 000 goes that far: if it marks missing "
+            f"pixels, say so with nodata={seen:g}; if unsigned numbers ran below zero, cast to float before "
+            "subtracting. They were only clipped to 0..10 000"
+        )
     if BOA_OFFSET <= least <= BOA_OFFSET_DARK and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
-        warnings.warn(
-            f"no digital number lies below {least:.0f}: it looks as if the +{BOA_OFFSET} offset of processing "
-            f"baseline 04.00 and later were still in. If so, subtract it from what was observed: "
-            f"(cube.where(cube != nodata) - {BOA_OFFSET}).anysat.embed(nodata=float('nan')). Nothing was changed",
-            AnySatWarning, stacklevel=2,
-        )  # fmt: skip
+        warn(
+            f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{BOA_OFFSET} offset of "
+            f"processing baseline 04.00 and later were still in. If so, subtract it from what was observed: "
+            f"(cube.where(cube != nodata) - {BOA_OFFSET}).anysat.embed(nodata=float('nan')). Nothing was changed"
+        )
 
 
 def moments(values: np.ndarray) -> np.ndarray:
     """Count, mean and sum of squared deviations (3, 10) float64 of frames (T, 10, y, x)."""
     parts = []
     for frame in values:  # one at a time: float64 is twice the size
-        frame, valid = split_valid(frame[None])
-        rows = frame[0][:, valid[0]].astype(np.float64)  # (10, n)
+        valid = observed(frame[None])
+        rows = clip(frame[None], valid)[0][:, valid[0]].astype(np.float64)  # (10, n)
         if rows.shape[1]:
             mean = rows.mean(1)
             count = np.full(len(BANDS), float(rows.shape[1]))
@@ -345,7 +348,7 @@ def lazy_moments(data: Any, *, check: bool = False) -> Any:
 
 def _block_moments(values: np.ndarray, check: bool) -> np.ndarray:
     if check:
-        check_values(*split_valid(values))
+        check_values(values, observed(values))
     return moments(values)[None, None]
 
 
