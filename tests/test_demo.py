@@ -1,16 +1,19 @@
 """The made-up scene is realistic and consistent; the demo runs end to end and does not mislead."""
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import dask
 import matplotlib.image
 import numpy as np
+import pystac
 import pytest
 import rasterio
 import xarray as xr
@@ -19,6 +22,7 @@ from xr_anysat import demo
 from xr_anysat.__main__ import main
 from xr_anysat.errors import AnySatError, CubeError, OptionError, WeightsError
 from xr_anysat.scene import BANDS, BANDS_20M, CLASSES, SCL_MASKED, make_scene, open_scene
+from xr_anysat.stac import open_s2
 
 SIZE = (96, 128)
 
@@ -190,6 +194,78 @@ def test_open_scene_of_an_empty_folder(tmp_path):
         open_scene(tmp_path)
 
 
+def test_items_tell_what_the_files_are(scene):
+    items = list(pystac.ItemCollection.from_file(scene.items))
+    assert [i.datetime.date() for i in items] == [day for day, _ in scene.observations]
+    for item, (_, paths) in zip(items, scene.observations, strict=True):
+        assert "Made up" in item.properties["description"]
+        scl = read(paths["SCL"])
+        cloudy = np.isin(scl, (8, 9, 10)).sum() / (scl != 0).sum()
+        assert item.properties["eo:cloud_cover"] == pytest.approx(100 * cloudy, abs=1e-3)
+        assert [a.href for a in item.assets.values()] == [p.as_uri() for p in paths.values()]
+        for asset, path in zip(item.assets.values(), paths.values(), strict=True):
+            with rasterio.open(path) as file:
+                assert tuple(asset.extra_fields["proj:transform"]) == tuple(file.transform)[:6]
+                assert tuple(asset.extra_fields["proj:shape"]) == file.shape
+
+
+def test_a_catalog_of_it_gives_the_same_cube(scene, cube):
+    """`open_s2` and rioxarray read the same scene alike, but for pixels of which a band is missing."""
+    items = pystac.ItemCollection.from_file(scene.items)
+    left, _, right, _ = cube.rio.bounds()
+    found = open_s2(
+        point=scene.center, buffer_m=(right - left) / 2, datetime="2022", catalog=items, max_cloud=None
+    )
+    assert json.loads(found.attrs["items"])[0]["decided_by"] == "raster:bands offset"
+    both = found.compute().sel(x=cube.x, y=cube.y)
+    np.testing.assert_array_equal(both.x, cube.x)
+    np.testing.assert_array_equal(both.time.dt.strftime("%Y%m%d"), cube.time.dt.strftime("%Y%m%d"))
+    whole = cube.notnull().all("band").values[:, None]
+    # rioxarray rounds what it resamples to the files' whole numbers
+    np.testing.assert_allclose(both, np.where(whole, cube, np.nan), rtol=0, atol=0.501)
+
+
+# --- the catalog --------------------------------------------------------------------------------
+
+
+def test_items_are_served_and_the_server_ends(scene):
+    with demo.serve_items(scene.items) as url:
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{url}/collections/made-up/items?limit=100") as answer:
+            assert len(json.load(answer)["features"]) == 18
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url)
+    with pytest.raises(ZeroDivisionError), demo.serve_items(scene.items) as url:
+        _ = 1 / 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url)
+
+
+def test_a_server_that_does_not_start(tmp_path, monkeypatch):
+    with (
+        pytest.raises(AnySatError, match="rustac serve does not answer"),
+        demo.serve_items(tmp_path / "none.json"),
+    ):
+        pass
+    monkeypatch.setattr(demo, "START_SECONDS", 0.0)
+    with (
+        pytest.raises(AnySatError, match="within 0 s: it says nothing"),
+        demo.serve_items(tmp_path / "none.json"),
+    ):
+        pass
+
+
+def test_without_rustac(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(AnySatError, match=r"needs rustac: pip install 'xr_anysat\[demo\]'"):
+        demo.check_dependencies()
+    with (
+        pytest.raises(AnySatError, match=r"needs rustac: pip install"),
+        demo.serve_items(tmp_path / "x.json"),
+    ):
+        pass
+
+
 # --- the demo -----------------------------------------------------------------------------------
 
 
@@ -250,6 +326,7 @@ def test_demo(tmp_path, capsys):
     done = subprocess.run(command, env=alone(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "No official weights of 'tiny'" in done.stdout
+    assert "Searching a STAC catalog of this machine" in done.stdout
     check_results(tmp_path / "made", done.stdout, 64)
     assert main([*arguments, "--weights", "random"]) == 0
     check_results(tmp_path / "made", capsys.readouterr().out, 64)

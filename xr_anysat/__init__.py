@@ -14,10 +14,12 @@ from xr_anysat.embedding import embed, pool
 from xr_anysat.errors import (
     AnySatError,
     AnySatWarning,
+    CatalogError,
     CubeError,
     CubeTypeError,
     DeviceError,
     OptionError,
+    ReadError,
     WeightsError,
 )
 from xr_anysat.frames import frames
@@ -26,6 +28,7 @@ from xr_anysat.radiometry import Statistics, statistics
 
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
+    from xr_anysat.stac import open_s2
 
 __version__ = "0.1.0"
 
@@ -33,16 +36,19 @@ __all__ = [
     "BANDS",
     "AnySatError",
     "AnySatWarning",
+    "CatalogError",
     "CubeError",
     "CubeTypeError",
     "DeviceError",
     "OptionError",
+    "ReadError",
     "Statistics",
     "WeightsError",
     "config",
     "embed",
     "frames",
     "load_model",
+    "open_s2",
     "pool",
     "statistics",
     "verify",
@@ -52,7 +58,12 @@ register()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "verify":  # rarely needed
+    # what needs an extra, or is rarely needed, is imported when it is asked for
+    if name == "open_s2":
+        from xr_anysat.stac import open_s2
+
+        return open_s2
+    if name == "verify":
         from xr_anysat.model.verify import verify
 
         return verify

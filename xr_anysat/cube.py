@@ -444,6 +444,7 @@ def _warn_if_stretched(geobox: GeoBox, name: Any) -> None:
     """Say so if the projection's metres are far from those on the ground, as Web Mercator's are."""
     from pyproj import Proj
 
+    assert geobox.crs is not None  # it was made with one
     projection = Proj(geobox.crs.proj)
     lon, lat = projection(*geobox.boundingbox.bbox[:2], inverse=True)
     scale = projection.get_factors(lon, lat).areal_scale ** 0.5

@@ -1,16 +1,22 @@
-"""The whole way once, on made-up data: files on disk, lazy cube, frames, embedding, picture.
+"""The whole way once, on made-up data: a catalog, search, lazy cube, frames, embedding, picture.
 
-Run it by ``python -m xr_anysat demo``. It needs no account, no data and no network.
+Run it by ``python -m xr_anysat demo``. It needs no account, no data and no network: the catalog is a
+STAC API of this machine, for as long as it is needed.
 """
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +44,10 @@ NORM = "pastis"
 YEAR = 2022
 PROBE_SECONDS = 2.0
 DOWNLOAD_SECONDS = 60.0
+START_SECONDS = 30.0
+
+# Percent of clouds; a scene that is all cloud need not be read
+MAX_CLOUD = 90
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,10 @@ class Weights:
 
 def check_dependencies() -> None:
     """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
-    missing = [m for m in ("matplotlib", "rasterio", "rioxarray") if importlib.util.find_spec(m) is None]
+    modules = ("matplotlib", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
+    missing = [m for m in modules if importlib.util.find_spec(m.split(".")[0]) is None]
+    if find_rustac() is None:
+        missing.append("rustac")
     if missing:
         raise AnySatError(f"the demo needs {', '.join(missing)}: pip install 'xr_anysat[demo]'")
 
@@ -69,7 +82,7 @@ def check_dependencies() -> None:
 def run(
     out: str | Path, *, size: int = 240, model: str = "base", weights: str | None = None, seed: int = 0
 ) -> None:
-    """Make a scene, embed it, write ``embedding.zarr`` and ``embedding.png``, tell what was done.
+    """Make a scene, serve it, open it by search, embed it; write ``embedding.zarr`` and ``embedding.png``.
 
     Parameters
     ----------
@@ -91,7 +104,8 @@ def run(
         If the demo's dependencies are missing, or an argument is impossible.
     """
     check_dependencies()
-    from xr_anysat.scene import make_scene, open_scene
+    from xr_anysat.scene import make_scene
+    from xr_anysat.stac import open_s2
 
     out = Path(out)
     started = time.perf_counter()
@@ -99,12 +113,19 @@ def run(
     found = find_weights(weights, model)
     say(f"1/4  Writing a Sentinel-2 year of {size} × {size} pixels of 10 m")
     scene = make_scene(out / "scene", size=(size, size), year=YEAR, seed=seed)
-    cube = open_scene(scene.folder)
 
-    say("2/4  Compositing frames: the median of what is clear")
-    with progress():
+    say("2/4  Searching a STAC catalog of this machine, compositing frames: the median of what is clear")
+    with serve_items(scene.items) as url, progress():
+        cube = open_s2(
+            point=scene.center,
+            buffer_m=5 * size,
+            datetime=str(YEAR),
+            catalog=url,
+            max_cloud=MAX_CLOUD,
+            chunks=128,
+        )
         # In memory but still in chunks, so that the embedding is lazy
-        frames = cube.anysat.frames(8, period=str(YEAR)).persist()
+        frames = cube.anysat.frames(8).persist()
 
     say(f"3/4  Embedding with AnySat {model}, {found.label}")
     if not found.learned:
@@ -163,6 +184,83 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- catalog ------------------------------------------------------------------------------------
+
+
+def find_rustac() -> str | None:
+    """Path of the ``rustac`` program: that of this Python, else the one that the shell finds."""
+    return shutil.which("rustac", path=str(Path(sys.executable).parent)) or shutil.which("rustac")
+
+
+@contextmanager
+def serve_items(items: Path) -> Iterator[str]:
+    """Serve STAC items by ``rustac serve``, to this machine only, as long as the context lasts.
+
+    Parameters
+    ----------
+    items : Path
+        A GeoJSON FeatureCollection of items, whose hrefs are URLs (``file://…``).
+
+    Yields
+    ------
+    str
+        The URL of the STAC API.
+
+    Raises
+    ------
+    AnySatError
+        If ``rustac`` is missing or does not start.
+    """
+    program = find_rustac()
+    if program is None:
+        raise AnySatError("a STAC API of this machine needs rustac: pip install 'xr_anysat[demo]'")
+    with tempfile.TemporaryFile() as said:
+        for _ in range(3):  # another program may take the free port first
+            port = free_port()
+            address = f"127.0.0.1:{port}"
+            server = subprocess.Popen(
+                [program, "serve", "--create-collections", "--addr", address, str(items)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+            try:
+                if answers(server, port):
+                    yield f"http://{address}"
+                    return
+            finally:
+                server.terminate()
+                server.wait(10)
+        said.seek(0)
+        error = said.read().decode(errors="replace").strip()
+    raise AnySatError(
+        f"rustac serve does not answer within {START_SECONDS:.0f} s: {error[-300:] or 'it says nothing'}"
+    )
+
+
+def free_port() -> int:
+    """Find a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server answers; False if it ends, or takes too long."""
+    limit = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < limit:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == 200
+        except OSError:
+            time.sleep(0.02)
+        finally:
+            connection.close()
+    return False
 
 
 # --- weights ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from xr_anysat.engine import Settings, describe, encode, warn_if_empty
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.frames import (
     FRAMES_ATTR,
+    SOURCE_ATTRS,
     Period,
     Recipe,
     check_not_embedding,
@@ -187,7 +188,9 @@ def embed(
     # all that metadata can tell has been told: here NumPy cubes are read
     made = canonical.array if composed else compose(canonical, recipe)
     record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = replace(settings, doy=tuple(int(d) for d in made["doy"].values))
+    settings = replace(
+        settings, doy=tuple(int(d) for d in made["doy"].values), offset_decided="items" in made.attrs
+    )
     data = made.data if resize is None else _resized(made.data, int(resize))
     lazy = not isinstance(data, np.ndarray)
     stats = None if statistics is None else statistics.array()
@@ -467,6 +470,9 @@ def _attrs(
         "frames": json.dumps(record),
         "config": json.dumps(config),
     }
+    source = {k: made.attrs[k] for k in SOURCE_ATTRS if k in made.attrs}
+    if source:
+        attrs["source"] = json.dumps(source)
     if isinstance(stats, np.ndarray):
         attrs["norm_bands"] = list(BANDS)
         attrs["norm_mean"], attrs["norm_std"] = ([float(v) for v in row] for row in stats)

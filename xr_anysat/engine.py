@@ -45,6 +45,7 @@ class Settings:
     tile: int
     side: int
     batch: int | None
+    offset_decided: bool = False  # whether metadata settled the +1000 offset
 
     @property
     def cell(self) -> int:
@@ -119,7 +120,7 @@ def encode_block(
     `rows` (h,) and `cols` (w,) are the pixels' numbers on the lattice.
     """
     valid = observed(frames)
-    check_values(frames, valid)
+    check_values(frames, valid, offset_decided=settings.offset_decided)
     y, x = Axis(int(rows[0]), len(rows)), Axis(int(cols[0]), len(cols))
     (y_first, height), (x_first, width) = y.cells(settings.cell), x.cells(settings.cell)
     out = np.full((settings.channels, height, width), np.nan, np.float32)

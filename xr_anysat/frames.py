@@ -38,6 +38,11 @@ PERIOD_ATTR = "anysat_period"
 PERIOD_TIMES_ATTR = "anysat_period_times"
 """attrs key of the first and the last time of that cube: cut in time, it is loaded for that period no more."""
 
+SOURCE_ATTRS = (
+    "catalog", "items", "items_left_out", "harmonize", "mask", "scl_invalid", "dilate_m", "max_cloud", "on_error",
+)  # fmt: skip
+"""attrs of ``open_s2`` that tell where pixels come from; ``items`` also that the +1000 offset was decided."""
+
 TASK_BYTES = 256 << 20
 """Bytes that the input of a composing task may have."""
 
@@ -377,6 +382,7 @@ def compose(cube: Cube, recipe: Recipe) -> xr.DataArray:
         name=array.name,
     )
     out.attrs = {FRAMES_ATTR: json.dumps(record), "units": "DN", "nodata": float("nan")}
+    out.attrs |= {k: array.attrs[k] for k in SOURCE_ATTRS if k in array.attrs}
     if "spatial_ref" in out.coords:
         out.encoding["grid_mapping"] = "spatial_ref"
     return out

@@ -169,8 +169,10 @@ def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return clipped if valid.all() else np.where(valid[:, None], clipped, np.float32(0))
 
 
-def check_values(values: np.ndarray, valid: np.ndarray) -> None:
+def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool = False) -> None:
     """Look whether `values` (T, 10, y, x), not clipped yet, are digital numbers; changes nothing.
+
+    `offset_decided` says that the +1000 offset was settled by metadata, as ``open_s2`` does.
 
     Raises
     ------
@@ -201,7 +203,8 @@ def check_values(values: np.ndarray, valid: np.ndarray) -> None:
             f"pixels, say so with nodata={seen:g}; if unsigned numbers ran below zero, cast to float before "
             "subtracting. They were only clipped to 0..10 000"
         )
-    if BOA_OFFSET <= least <= BOA_OFFSET_DARK and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
+    suspicious = BOA_OFFSET <= least <= BOA_OFFSET_DARK and not offset_decided
+    if suspicious and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
         warn(
             f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{BOA_OFFSET} offset of "
             f"processing baseline 04.00 and later were still in. If so, subtract it from what was observed: "
@@ -323,7 +326,7 @@ def statistics(
         cube, option("frames", frames), period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base,
         bands=bands, nodata=nodata, fill_value=fill_value,
     )  # fmt: skip
-    parts = np.asarray(lazy_moments(made.data, check=True))
+    parts = np.asarray(lazy_moments(made.data, check=True, offset_decided="items" in made.attrs))
     mean, std = mean_and_std(parts)
     count = int(parts[:, 0, 0].sum())
     if not count:
@@ -331,24 +334,25 @@ def statistics(
     return Statistics(tuple(mean), tuple(std), count)
 
 
-def lazy_moments(data: Any, *, check: bool = False) -> Any:
+def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False) -> Any:
     """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`."""
     if isinstance(data, np.ndarray):
-        return _block_moments(data, check)[0, 0][None]
+        return _block_moments(data, check, offset_decided)[0, 0][None]
     import dask.array as da
 
     side = math.isqrt(TASK_BYTES // (data.shape[0] * data.shape[1] * data.dtype.itemsize))
     data = data.rechunk((-1, -1, *(min(side, max(c)) for c in data.chunks[2:])))
     parts = da.blockwise(
-        _block_moments, "yxmb", data, "tbyx", check=check, new_axes={"m": 3}, concatenate=True, align_arrays=False,
-        adjust_chunks={"y": 1, "x": 1}, dtype=np.float64, meta=np.empty((0,) * 4),
+        _block_moments, "yxmb", data, "tbyx", check=check, offset_decided=offset_decided,
+        new_axes={"m": 3}, concatenate=True, align_arrays=False, adjust_chunks={"y": 1, "x": 1},
+        dtype=np.float64, meta=np.empty((0,) * 4),
     )  # fmt: skip
     return parts.reshape(-1, 3, len(BANDS))
 
 
-def _block_moments(values: np.ndarray, check: bool) -> np.ndarray:
+def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.ndarray:
     if check:
-        check_values(values, observed(values))
+        check_values(values, observed(values), offset_decided=offset_decided)
     return moments(values)[None, None]
 
 

@@ -2,8 +2,9 @@
 
 :func:`make_scene` writes what a downloaded Sentinel-2 L2A time series looks like: one GeoTIFF a
 band and date, DN (reflectance × 10 000) as uint16, six of the ten bands at 20 m, a scene
-classification (SCL), clouds with their shadows, and a swath edge. :func:`open_scene` reads it back
-as any user of rioxarray would. The demo, the notebooks and the tests use both.
+classification (SCL), clouds with their shadows, and a swath edge; and STAC items of it, for a catalog to
+serve to :func:`xr_anysat.stac.open_s2`. :func:`open_scene` reads it back as any user of rioxarray would. The
+demo, the notebooks and the tests use both.
 
 Spectra are mixtures of a few endmembers, mixed by the season: typical surface reflectances of
 temperate Europe, read off by eye and rounded. They are plausible, and no more than that.
@@ -11,6 +12,7 @@ temperate Europe, read off by eye and rounded. They are plausible, and no more t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ import xarray as xr
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transform_points
+from rasterio.warp import transform_geom
 
 from xr_anysat.errors import CubeError, OptionError
 
@@ -99,12 +103,18 @@ class Scene:
         The true land cover at 10 m, uint8; codes as in `classes`.
     classes : Mapping of int to str
         The name of each land-cover code.
+    items : Path
+        STAC items of the observations, a GeoJSON FeatureCollection.
+    center : (float, float)
+        Longitude and latitude of the middle.
     """
 
     folder: Path
     observations: tuple[tuple[date, dict[str, Path]], ...]
     landcover: Path
     classes: Mapping[int, str]
+    items: Path
+    center: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -137,8 +147,8 @@ def make_scene(
     Parameters
     ----------
     folder : str or Path
-        Is made if need be: ``YYYYMMDD/B02.tif`` …, ``YYYYMMDD/SCL.tif`` and ``landcover.tif``. Files
-        of the same names are written over; other dates in it are left as they are.
+        Is made if need be: ``YYYYMMDD/B02.tif`` …, ``YYYYMMDD/SCL.tif``, ``landcover.tif`` and
+        ``items.json``. Files of the same names are written over; other dates in it are left as they are.
     size : tuple of int
         Rows and columns at 10 m; even, so that 20 m pixels fit.
     year : int
@@ -195,7 +205,11 @@ def make_scene(
 
     landcover = folder / "landcover.tif"
     _write(landcover, ground.cover, crs, transform, "land cover", CLASSES)
-    return Scene(folder, tuple(observations), landcover, CLASSES)
+    items = folder / "items.json"
+    features = [_item(day, paths, crs) for day, paths in observations]
+    items.write_text(json.dumps({"type": "FeatureCollection", "features": features}, indent=1))
+    (lon,), (lat,) = transform_points(crs, "EPSG:4326", [origin[0] + 5 * size[1]], [origin[1] - 5 * size[0]])
+    return Scene(folder, tuple(observations), landcover, CLASSES, items, (lon, lat))
 
 
 def open_scene(folder: str | Path, *, chunks: int = 128) -> xr.DataArray:
@@ -245,6 +259,69 @@ def open_scene(folder: str | Path, *, chunks: int = 128) -> xr.DataArray:
     cube.attrs = {"long_name": "Sentinel-2 surface reflectance × 10 000", "units": "1e-4"}
     referenced: xr.DataArray = cube.rio.write_crs(grid["crs"])
     return referenced
+
+
+# Keys of the assets as Earth Search has them
+_ASSETS = dict(
+    zip(
+        (*BANDS, "SCL"),
+        [
+            "blue",
+            "green",
+            "red",
+            "rededge1",
+            "rededge2",
+            "rededge3",
+            "nir",
+            "nir08",
+            "swir16",
+            "swir22",
+            "scl",
+        ],
+        strict=True,
+    )
+)
+
+
+def _item(day: date, paths: Mapping[str, Path], crs: str) -> dict[str, Any]:
+    """STAC item of an observation, laid out as Earth Search does, that says what it is: made up."""
+    with rasterio.open(paths["SCL"]) as file:
+        scl, bounds = file.read(1), file.bounds
+    left, bottom, right, top = bounds
+    ring = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
+    footprint = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]})
+    lons, lats = zip(*footprint["coordinates"][0], strict=True)
+    observed = max(1, int((scl != 0).sum()))
+    assets = {}
+    for name, path in paths.items():
+        with rasterio.open(path) as file:
+            grid = {"proj:shape": list(file.shape), "proj:transform": list(file.transform)[:6]}
+            raster: dict[str, Any] = {"nodata": 0, "data_type": file.dtypes[0]}
+        if name != "SCL":
+            raster |= {"scale": 1e-4, "offset": 0.0}
+        assets[_ASSETS[name]] = {
+            "href": path.resolve().as_uri(),
+            "type": "image/tiff; application=geotiff",
+            "title": name,
+            "raster:bands": [raster],
+            **grid,
+        }
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": f"made-up-{day:%Y%m%d}",
+        "collection": "made-up",
+        "geometry": footprint,
+        "bbox": [min(lons), min(lats), max(lons), max(lats)],
+        "properties": {
+            "datetime": f"{day.isoformat()}T10:20:00Z",
+            "description": "Made up by xr_anysat.scene: no satellite saw this",
+            "eo:cloud_cover": round(100 * float(np.isin(scl, (8, 9, 10)).sum()) / observed, 3),
+            "proj:epsg": rasterio.crs.CRS.from_string(crs).to_epsg(),
+        },
+        "links": [],
+        "assets": assets,
+    }
 
 
 def _write(
