@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from rasterio.warp import transform_bounds
 from stac_servers import Fault, FaultyServer, stac_api
 
 import xr_anysat
-from xr_anysat import stac
+from xr_anysat import catalogs, item_reader, stac
+from xr_anysat import items as stac_items
 from xr_anysat.cube import BANDS
 from xr_anysat.errors import AnySatError, AnySatWarning, CatalogError, OptionError, ReadError
 from xr_anysat.scene import make_scene
@@ -108,10 +110,10 @@ def no_compute(*_args, **_kwargs):
 @pytest.fixture
 def hasty(monkeypatch):
     """Little patience, so that a test of it is short."""
-    monkeypatch.setattr(stac, "TIMEOUT", 1.0)
-    monkeypatch.setattr(stac, "TRIES", 2)
-    monkeypatch.setattr(stac, "WAIT", 0.02)
-    monkeypatch.setattr(stac, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(catalogs, "TIMEOUT", 1.0)
+    monkeypatch.setattr(catalogs, "TRIES", 2)
+    monkeypatch.setattr(catalogs, "WAIT", 0.02)
+    monkeypatch.setattr(catalogs, "LONGEST_WAIT", 0.1)
 
 
 def shared_items(*patterns):
@@ -286,7 +288,7 @@ def test_real_items_of_four_catalogs(tmp_path, monkeypatch):
 def test_keys_of_real_items(pattern, keys):
     wanted = dict(zip((*BANDS, "SCL"), keys.split(), strict=True))
     for item in shared_items(f"stac/{pattern}/*.json"):
-        assert stac._band_assets(item) == wanted
+        assert stac_items._band_assets(item) == wanted
 
 
 def test_a_search_of_many_pages(tmp_path):
@@ -372,7 +374,7 @@ LASTING = {
 @pytest.mark.parametrize("name", LASTING)
 def test_a_lasting_fault_of_an_asset(server, tmp_path, hasty, monkeypatch, name):
     """The error names item and asset, of one date among several; and the process is not marred by it."""
-    monkeypatch.setattr(stac, "TIMEOUT", 0.4 if name == "slow" else 1.0)
+    monkeypatch.setattr(catalogs, "TIMEOUT", 0.4 if name == "slow" else 1.0)
     items = served(server, tmp_path, n=160)
     server.faults[FIRST_HEAD] = LASTING[name]
     cube = open_s2(**area_of(160), catalog=items)
@@ -518,7 +520,7 @@ def test_no_catalog_at_all(hasty):
     ],
 )  # fmt: skip
 def test_what_decides_the_offset(item, offset, field):
-    found = stac._offset(item, stac._baseline(item), stac._band_assets(item))
+    found = stac_items._offset(item, stac_items._baseline(item), stac_items._band_assets(item))
     assert found == (offset, field, None)
 
 
@@ -534,7 +536,7 @@ def test_offsets_in_other_words(fields):
     item = bare_item()
     for asset in item.assets.values():
         asset.extra_fields = fields
-    assert stac._offset(item, None, stac._band_assets(item))[:2] == (1000, "raster:bands offset")
+    assert stac_items._offset(item, None, stac_items._band_assets(item))[:2] == (1000, "raster:bands offset")
 
 
 def test_contradictions_are_told_once_and_may_be_overridden(tmp_path):
@@ -752,13 +754,13 @@ def test_clouds_of_the_newest_processing_count():
 
 
 def test_granules_without_fields_are_known_by_their_names():
-    scene = stac._scene(
+    scene = stac_items.scene_of(
         bare_item("S2B_MSIL2A_20200705T101559_N0500_R065_T32TMT_20230530T175912"),
         "auto",
         needs_scl=True,
         extra=(),
     )
-    assert stac._granule(scene) == ("sentinel2b", "32TMT")
+    assert stac_items._granule(scene) == ("sentinel2b", "32TMT")
 
 
 def test_ids_shared_by_collections(tmp_path):
@@ -1027,7 +1029,7 @@ def test_items_without_scl(tmp_path):
 
 def test_nothing_is_read_before_it_is_computed(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(stac._ItemReader, "_read", lambda *a, **k: read.append(a) or no_compute())
+    monkeypatch.setattr(item_reader.ItemReader, "_read", lambda *a, **k: read.append(a) or no_compute())
     items = [make_item(tmp_path, f"i{i}", time=DAY + timedelta(days=i)) for i in range(3)]
     with dask.config.set(scheduler=no_compute):
         cube = open_s2(**area_of(), catalog=items, chunks=12)
@@ -1083,11 +1085,11 @@ def test_errors_and_readers_travel(tmp_path):
     assert isinstance(error, OSError)
     assert str(error) == "asset 'red' of item 'x'"
     item = make_item(tmp_path, "x")
-    scene = stac._scene(item, "auto", needs_scl=True, extra=())
-    source = stac._source(scene, stac._Masking("scl", (9,), 0.0, ()), "raise", 8)
-    reader = pickle.loads(pickle.dumps(stac._ItemReader(source, {"GDAL_HTTP_TIMEOUT": "1"})))
+    scene = stac_items.scene_of(item, "auto", needs_scl=True, extra=())
+    source = item_reader.source_of(scene, item_reader.Masking("scl", (9,), 0.0, ()), "raise", 8)
+    reader = pickle.loads(pickle.dumps(item_reader.ItemReader(source, {"GDAL_HTTP_TIMEOUT": "1"})))
     assert reader.source == source
-    driver = stac._Driver({"a": "b"}, {"0": source} | {str(i): source for i in range(1000)})
+    driver = item_reader._Driver({"a": "b"}, {"0": source} | {str(i): source for i in range(1000)})
     assert len(pickle.dumps(driver)) < 200
 
 
@@ -1332,7 +1334,7 @@ def test_cdse_is_read_over_s3(server, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_HTTPS", "NO")
     endpoint = {"AWS_S3_ENDPOINT": server.url.removeprefix("http://"), "AWS_VIRTUAL_HOSTING": "FALSE"}
-    monkeypatch.setitem(stac.CATALOGS, "cdse", stac.replace(stac.CATALOGS["cdse"], gdal=endpoint))
+    monkeypatch.setitem(catalogs.CATALOGS, "cdse", replace(catalogs.CATALOGS["cdse"], gdal=endpoint))
     item = make_item(tmp_path, "x", keys=CDSE, **{"processing:version": "05.11"})
     del item.properties["s2:processing_baseline"]
     server.add(tmp_path)
@@ -1382,15 +1384,17 @@ def test_tokens_are_not_told(tmp_path, monkeypatch, hasty):
 def test_named_catalogs():
     assert stac._catalog("earth-search", None).collections == ("sentinel-2-l2a", "sentinel-2-c1-l2a")
     assert stac._catalog("earth-search", ["sentinel-2-l2a"]).collections == ("sentinel-2-l2a",)
-    assert stac._catalog(stac.CATALOGS["planetary-computer"].url + "/", None).collections == (
+    assert stac._catalog(catalogs.CATALOGS["planetary-computer"].url + "/", None).collections == (
         "sentinel-2-l2a",
     )
     assert stac._catalog("http://127.0.0.1:1", None).collections == ()
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    real = stac.importlib.util.find_spec
-    monkeypatch.setattr(stac.importlib.util, "find_spec", lambda n: None if n == "pystac_client" else real(n))
+    real = catalogs.importlib.util.find_spec
+    monkeypatch.setattr(
+        catalogs.importlib.util, "find_spec", lambda n: None if n == "pystac_client" else real(n)
+    )
     with pytest.raises(AnySatError, match=r"open_s2 needs pystac-client: pip install 'xr_anysat\[stac\]'"):
         open_s2(**AREA)
 
@@ -1459,9 +1463,9 @@ def test_items_of_no_time():
 
 
 def test_the_pool_is_one_a_process():
-    assert stac._pool(3) is stac._pool(3)
-    assert stac._pool(3) is not stac._pool(4)
-    assert (os.getpid(), 3) in stac._POOLS
+    assert item_reader._pool(3) is item_reader._pool(3)
+    assert item_reader._pool(3) is not item_reader._pool(4)
+    assert (os.getpid(), 3) in item_reader._POOLS
 
 
 def test_what_was_loaded_is_recorded_on_frames_and_embedding(tmp_path: Path) -> None:

@@ -1,37 +1,32 @@
 """From a place and a time to a clean cube: Sentinel-2 L2A of STAC catalogs, loaded as `embed` wants it.
 
-Search, choose (one processing of each acquisition, clouds), decide the +1000 offset item by item;
-then, lazily, read each item onto one 10 m grid, mask it, and only then put the granules of a day
-together. odc-stac builds the graph; how an item is read is this module's own, because what is missing,
-masked or offset has to be settled item by item.
+Search the catalog, decide item by item (`items`), and read lazily (`item_reader`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
-import os
 import re
-import threading
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from xr_anysat import catalogs
+from xr_anysat.catalogs import CATALOGS, Catalog, check_installed, check_secrets
 from xr_anysat.config import FETCH_WORKERS, option
-from xr_anysat.cube import BANDS, PIXEL, band_name
-from xr_anysat.errors import AnySatError, AnySatWarning, CatalogError, OptionError, ReadError
+from xr_anysat.cube import PIXEL
+from xr_anysat.errors import AnySatWarning, CatalogError, OptionError
 from xr_anysat.frames import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
+from xr_anysat.item_reader import Mask, Masking, access, leave_out_unreadable, load_scenes
+from xr_anysat.items import OFFSET, Scene, Span, choose, lonlat, scene_of
 
 if TYPE_CHECKING:
     import pystac
@@ -41,78 +36,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Area = tuple[float, float, float, float]
-Mask = str | Callable[[xr.Dataset], xr.DataArray] | None
-Span = tuple[pd.Timestamp, pd.Timestamp] | None
 
 SCL_INVALID = (0, 1, 3, 8, 9, 10)
 """Classes of the scene classification that are no view of the ground: no data, saturated or defective,
 cloud shadow, cloud of medium and of high probability, thin cirrus. Snow (11) is ground here."""
 
-OFFSET = 1000
-"""Digital numbers that products of processing baseline 04.00 and later have added to reflectance ×
-10 000 (ESA, in force since 25 January 2022: BOA_ADD_OFFSET = -1000)."""
-OFFSET_BASELINE = 4.0
-
-OFFSET_COLLECTIONS = ("sentinel-2-c1-l2a",)
-"""Collections of ESA's Collection 1 only, all of it processed with baseline 05.00 or later."""
-
-SAME_ACQUISITION = pd.Timedelta(minutes=30)
-"""Items of one platform and granule no further apart show one acquisition: catalogs date it by the granule
-or by the start of its data take, minutes before; the next orbit comes 100 minutes later."""
-
 CHUNK = 1024
 """Pixels on the side of a chunk."""
-
-# Of a server: seconds to answer, tries, and seconds before the second try, then doubled.
-TIMEOUT, TRIES, WAIT = 60.0, 6, 0.5
-LONGEST_WAIT = 60.0  # seconds, whatever a server's Retry-After says
-PASSING = (429, 500, 502, 503, 504)  # HTTP answers that may be better the next time
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """Where a catalog is, and what its assets need to be read.
-
-    Attributes
-    ----------
-    url : str
-        The STAC API.
-    collections : tuple of str
-        Its Sentinel-2 L2A collections.
-    hrefs : str
-        Regular expression of hrefs of its own, whichever catalog lists them.
-    gdal : mapping of str to str
-        GDAL options for reading these.
-    secrets : tuple of str
-        Environment variables that reading these needs.
-    """
-
-    url: str
-    collections: tuple[str, ...] = ()
-    hrefs: str = r"(?!)"
-    gdal: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ()
-
-
-CATALOGS = {
-    # two collections: the second is the archive in ESA's reprocessing, as far as it has come
-    "earth-search": Catalog(
-        "https://earth-search.aws.element84.com/v1", ("sentinel-2-l2a", "sentinel-2-c1-l2a")
-    ),
-    # its hrefs are signed, just before each reading
-    "planetary-computer": Catalog(
-        "https://planetarycomputer.microsoft.com/api/stac/v1",
-        ("sentinel-2-l2a",),
-        hrefs=r"https://\w+\.blob\.core\.windows\.net/",
-    ),
-    "cdse": Catalog(
-        "https://stac.dataspace.copernicus.eu/v1",
-        ("sentinel-2-l2a",),
-        hrefs="s3://eodata/",
-        gdal={"AWS_S3_ENDPOINT": "eodata.dataspace.copernicus.eu", "AWS_VIRTUAL_HOSTING": "FALSE"},
-        secrets=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    ),
-}
 
 
 def open_s2(
@@ -214,22 +144,22 @@ def open_s2(
         raise OptionError(f"{workers=}: wanted a positive whole number")
     period = parse_period(datetime)
     geobox = _geobox(bbox, intersects, point, buffer_m, crs)
-    _check_installed("odc.stac", "pystac_client", "scipy")
+    check_installed("odc.stac", "pystac_client", "scipy")
     chosen = _catalog(catalog, collections)
 
     found = _search(chosen, geobox, period) if isinstance(catalog, str) else list(catalog)
-    scenes = [_scene(item, harmonize, needs_scl=mask == "scl", extra=mask_assets) for item in found]
-    scenes = _choose(scenes, geobox, period, max_cloud)
-    masking = _Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
-    gdal = _access(s for s in scenes if s.unused is None)
+    scenes = [scene_of(item, harmonize, needs_scl=mask == "scl", extra=mask_assets) for item in found]
+    scenes = choose(scenes, geobox, period, max_cloud)
+    masking = Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
+    gdal = access(s for s in scenes if s.unused is None)
     if on_error == "invalid":
-        scenes = _leave_out_unreadable(scenes, masking, gdal, workers)
+        scenes = leave_out_unreadable(scenes, masking, gdal, workers)
     used = [s for s in scenes if s.unused is None]
     if not used:
         raise CatalogError(_nothing_found(scenes, chosen, geobox, period, max_cloud))
     _tell(scenes)
 
-    cube = _load(used, geobox, masking, on_error, gdal, workers, size)
+    cube = load_scenes(used, geobox, masking, on_error, gdal, workers, size)
     times = [s.time for s in used]
     start, end = period or (min(times).normalize(), max(times).normalize() + pd.Timedelta(days=1))
     cube.attrs = {
@@ -298,17 +228,6 @@ def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
     return {"y": CHUNK, "x": CHUNK, **sizes}
 
 
-def _check_installed(*modules: str) -> None:
-    names = {
-        "odc.stac": "odc-stac",
-        "pystac_client": "pystac-client",
-        "planetary_computer": "planetary-computer",
-    }
-    missing = [names.get(m, m) for m in modules if importlib.util.find_spec(m.split(".")[0]) is None]
-    if missing:
-        raise AnySatError(f"open_s2 needs {', '.join(missing)}: pip install 'xr_anysat[stac]'")
-
-
 # ---------------------------------------------------------------------- where and when
 
 
@@ -329,7 +248,7 @@ def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
         return Catalog(f"{len(items)} items given")
     if catalog in CATALOGS:
         chosen = CATALOGS[catalog]
-        _check_secrets(chosen)
+        check_secrets(chosen)
     elif re.match("https?://", catalog):
         known = [c.collections for c in CATALOGS.values() if catalog.rstrip("/").startswith(c.url)]
         chosen = Catalog(catalog, known[0] if known else ())
@@ -340,16 +259,6 @@ def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
     if isinstance(collections, str):
         raise OptionError(f"{collections=}: wanted a list of collections")
     return chosen if collections is None else replace(chosen, collections=tuple(collections))
-
-
-def _check_secrets(catalog: Catalog) -> None:
-    missing = [name for name in catalog.secrets if not os.environ.get(name)]
-    if missing:
-        raise CatalogError(
-            f"reading from {catalog.hrefs} needs S3 credentials: set the environment variables "
-            f"{' and '.join(missing)} here and on every worker (keys are made at "
-            "https://eodata-s3keysmanager.dataspace.copernicus.eu)"
-        )
 
 
 def _geobox(
@@ -405,7 +314,7 @@ def _geobox(
     geobox = GeoBox(
         (top - bottom, right - left), Affine(PIXEL, 0, left * PIXEL, 0, -PIXEL, top * PIXEL), grid
     )
-    around = _lonlat(geobox).boundingbox
+    around = lonlat(geobox).boundingbox
     if around.right - around.left > 180:
         raise OptionError(
             f"{given[0]}= crosses the antimeridian: a cube has one grid, open the two sides on their own"
@@ -459,11 +368,6 @@ def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
     return grid
 
 
-def _lonlat(geobox: GeoBox) -> Geometry:
-    """What a grid covers, in degrees."""
-    return geobox.extent.to_crs("EPSG:4326", resolution=1000)
-
-
 def _search(chosen: Catalog, geobox: GeoBox, period: Span) -> list[pystac.Item]:
     """Items of the area and the period, all pages of them.
 
@@ -477,12 +381,12 @@ def _search(chosen: Catalog, geobox: GeoBox, period: Span) -> list[pystac.Item]:
     class PatientRetry(Retry):
         def get_retry_after(self, response: Any) -> float | None:
             asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, LONGEST_WAIT)
+            return None if asked is None else min(asked, catalogs.LONGEST_WAIT)
 
     retry = PatientRetry(
-        total=TRIES,
-        backoff_factor=WAIT,
-        status_forcelist=PASSING,
+        total=catalogs.TRIES,
+        backoff_factor=catalogs.WAIT,
+        status_forcelist=catalogs.PASSING,
         allowed_methods=None,
         raise_on_status=False,
     )
@@ -491,280 +395,29 @@ def _search(chosen: Catalog, geobox: GeoBox, period: Span) -> list[pystac.Item]:
         when = "/".join(f"{t.isoformat()}Z" for t in period)
     try:
         client = pystac_client.Client.open(
-            chosen.url, stac_io=StacApiIO(max_retries=retry, timeout=TIMEOUT), timeout=TIMEOUT
+            chosen.url,
+            stac_io=StacApiIO(max_retries=retry, timeout=catalogs.TIMEOUT),
+            timeout=catalogs.TIMEOUT,
         )
         search = client.search(
             collections=list(chosen.collections) or None,
-            bbox=_lonlat(geobox).boundingbox.bbox,
+            bbox=lonlat(geobox).boundingbox.bbox,
             datetime=when,
             limit=100,
         )
         return list(search.items())
     except Exception as error:
         raise CatalogError(
-            f"the catalog {chosen.url} could not be searched ({1 + TRIES} tries where that may help, {TIMEOUT:g} s "
-            f"each): {type(error).__name__}: {str(error)[:300]}. Try again later, or another catalog="
+            f"the catalog {chosen.url} could not be searched ({1 + catalogs.TRIES} tries where that may help, "
+            f"{catalogs.TIMEOUT:g} s each): {type(error).__name__}: {str(error)[:300]}. Try again later, or another "
+            "catalog="
         ) from error
-
-
-# ---------------------------------------------------------------------- items
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An item, with what was decided about it.
-
-    Attributes
-    ----------
-    item : pystac.Item
-        As the catalog has it.
-    time : Timestamp
-        Of the acquisition, UTC without a time zone.
-    assets : mapping of str to str
-        Key of the asset for each band (``B2`` …), ``SCL`` and extra asset.
-    baseline : float or None
-        Processing baseline, 5.11 for 05.11.
-    offset : float
-        Digital numbers to subtract.
-    decided_by : str
-        The metadata field that decided the offset.
-    doubt : str or None
-        What speaks against that decision.
-    unused : str or None
-        Why the item is not used: a word or two, a colon, details.
-    """
-
-    item: pystac.Item
-    time: pd.Timestamp
-    assets: Mapping[str, str]
-    baseline: float | None
-    offset: float
-    decided_by: str
-    doubt: str | None = None
-    unused: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The entry of ``attrs["items"]``."""
-        return {
-            "id": self.item.id,
-            "datetime": self.time.isoformat() + "Z",
-            "baseline": None if self.baseline is None else f"{self.baseline:05.2f}",
-            "offset": self.offset,
-            "decided_by": self.decided_by,
-            "used": self.unused or True,
-        }
-
-    def href(self, name: str) -> str:
-        """Where the asset of a band is."""
-        asset = self.item.assets[self.assets[name]]
-        return asset.get_absolute_href() or asset.href
-
-
-def _scene(
-    item: pystac.Item, harmonize: str | bool | float, *, needs_scl: bool, extra: Iterable[str]
-) -> Scene:
-    stamp = item.datetime or item.common_metadata.start_datetime
-    if stamp is None:
-        raise CatalogError(f"item {item.id!r} has no datetime: take it out of the items given")
-    when = pd.Timestamp(stamp)
-    when = when.tz_convert(None) if when.tz else when
-    assets = _band_assets(item)
-    lacking = [b for b in BANDS if b not in assets]
-    if needs_scl and "SCL" not in assets:
-        lacking.append("SCL (mask=None does without)")
-    for name in extra:
-        if name in item.assets:
-            assets[name] = name
-        else:
-            lacking.append(name)
-    baseline = _baseline(item)
-    if harmonize == "auto":
-        offset, decided_by, doubt = _offset(item, baseline, assets)
-    else:
-        asked = harmonize if isinstance(harmonize, bool | np.bool_) else None
-        offset = float(harmonize) if asked is None else float(OFFSET * asked)
-        decided_by, doubt = "harmonize=", None
-    unused = f"lacks assets: {', '.join(lacking)}" if lacking else None
-    return Scene(item, when, assets, baseline, offset, decided_by, doubt, unused)
-
-
-def _band_assets(item: pystac.Item) -> dict[str, str]:
-    """Key of the asset of each band and of SCL, the finest resolution of each.
-
-    Earth Search has ``red``, the Planetary Computer ``B04``, CDSE ``B04_10m`` and coarser copies; JPEG
-    2000 copies beside GeoTIFFs (``red-jp2``) are passed over.
-    """
-    found: dict[str, tuple[float, str]] = {}
-    for key in item.assets:
-        name = "SCL" if re.fullmatch(r"scl(_\d+m)?", key, re.IGNORECASE) else band_name(key)
-        if name is None:
-            continue
-        size = re.search(r"_(\d+)m$", key, re.IGNORECASE)
-        entry = (float(size[1]) if size else 0.0, key)
-        found[name] = min(found.get(name, entry), entry)
-    return {name: key for name, (_, key) in found.items()}
-
-
-_BASELINE_KEYS = ("s2:processing_baseline", "processing:version")
-
-
-def _baseline(item: pystac.Item) -> float | None:
-    """Processing baseline of an item, from its properties or from the name of its product."""
-    for key in _BASELINE_KEYS:
-        text = str(item.properties.get(key) or "")
-        if re.fullmatch(r"\d{1,2}\.\d{1,2}", text):
-            return float(text)
-    for text in (str(item.properties.get("s2:product_uri") or ""), item.id):
-        named = re.search(r"_N(\d{2})(\d{2})_", text)
-        if named:
-            return float(f"{named[1]}.{named[2]}")
-    return None
-
-
-def _declared_offsets(item: pystac.Item, assets: Mapping[str, str]) -> set[float]:
-    """Digital numbers that the bands' assets declare to have been added."""
-    found: set[float] = set()
-    for name in BANDS:
-        fields = item.assets[assets[name]].extra_fields if name in assets else {}
-        for entry in (fields, *fields.get("raster:bands", []), *fields.get("bands", [])):
-            offset = entry.get("raster:offset", entry.get("offset"))
-            scale = entry.get("raster:scale", entry.get("scale")) or 1e-4
-            if offset is not None:
-                found.add(round(-float(offset) / float(scale), 3) + 0.0)
-    return found
-
-
-def _offset(
-    item: pystac.Item, baseline: float | None, assets: Mapping[str, str]
-) -> tuple[float, str, str | None]:
-    """Digital numbers to subtract from an item's pixels, the field that says so, and what speaks against it.
-
-    Never by a date: baseline 05.00 exists for scenes of 2015 on. In this order: Earth Search v1 says in
-    a flag of its own that it has removed the offset (its ``raster:bands`` go on saying -0.1, which is no
-    contradiction there); the processing baseline; what the assets declare; the collection.
-    """
-    properties = item.properties
-    declared = _declared_offsets(item, assets)
-    flag = properties.get("earthsearch:boa_offset_applied")
-    if flag is True:
-        return 0.0, "earthsearch:boa_offset_applied", None
-    if baseline is not None:
-        offset = float(OFFSET if baseline >= OFFSET_BASELINE else 0)
-        key = next((k for k in _BASELINE_KEYS if properties.get(k)), "product name")
-        if flag is False:
-            return offset, "earthsearch:boa_offset_applied", None
-        doubt = None
-        if declared and declared != {offset}:
-            doubt = (
-                f"{key} is {baseline:05.2f}, but the assets declare {_listed(declared)} DN; the former counts"
-            )
-        return offset, key, doubt
-    if len(declared) == 1:
-        return declared.pop(), "raster:bands offset", None
-    if item.collection_id in OFFSET_COLLECTIONS:
-        return float(OFFSET), "collection", None
-    doubt = f"neither a processing baseline nor one offset of the bands is told ({_listed(declared)})"
-    return 0.0, "nothing", doubt
-
-
-def _listed(values: Iterable[float]) -> str:
-    return ", ".join(f"{v:g}" for v in sorted(values)) or "none"
-
-
-def _footprint(item: pystac.Item) -> Geometry | None:
-    """What an item covers, in degrees; None where it does not tell, or crosses the antimeridian."""
-    from odc.geo.geom import Geometry, box
-
-    shape = Geometry(item.geometry, "EPSG:4326") if item.geometry else None
-    if shape is None and item.bbox:
-        half = len(item.bbox) // 2  # of two or three dimensions
-        west, south, east, north = *item.bbox[:2], *item.bbox[half : half + 2]
-        shape = box(west, south, east, north, "EPSG:4326")
-    if shape is None:
-        return None
-    around = shape.boundingbox
-    return shape if 0 <= around.right - around.left <= 180 else None
-
-
-def _choose(scenes: list[Scene], geobox: GeoBox, period: Span, max_cloud: float | None) -> list[Scene]:
-    """The scenes with a reason at each that is not used: place, time, another processing, clouds."""
-    area = _lonlat(geobox)
-
-    def here_and_now(scene: Scene) -> str | None:
-        footprint = _footprint(scene.item)
-        if footprint is not None and not footprint.intersects(area):
-            return "outside the area"
-        if period is not None and not period[0] <= scene.time < period[1]:
-            return "outside the period"
-        return scene.unused
-
-    def clouds(scene: Scene) -> str | None:
-        share = scene.item.properties.get("eo:cloud_cover")
-        if scene.unused is None and max_cloud is not None and share is not None and share > max_cloud:
-            return f"clouds: {share:.1f} % > {max_cloud:g} %"
-        return scene.unused
-
-    scenes = _newest([replace(s, unused=here_and_now(s)) for s in scenes])
-    return [replace(s, unused=clouds(s)) for s in scenes]
-
-
-def _newest(scenes: list[Scene]) -> list[Scene]:
-    """Of the processings of one acquisition only the newest goes on."""
-    granules: dict[tuple[str, str], list[int]] = {}
-    for i, scene in enumerate(scenes):
-        platform, tile = _granule(scene)
-        if scene.unused is None and tile:
-            granules.setdefault((platform, tile), []).append(i)
-    out = list(scenes)
-    for own in granules.values():
-        kept: list[int] = []
-        for i in sorted(own, key=lambda j: _processed(scenes[j]), reverse=True):
-            newer = next((j for j in kept if _same_acquisition(scenes[j], scenes[i])), None)
-            if newer is None:
-                kept.append(i)
-            else:
-                out[i] = replace(scenes[i], unused=f"older processing: of {scenes[newer].item.id}")
-    return out
-
-
-def _same_acquisition(new: Scene, old: Scene) -> bool:
-    """Whether two items of one granule show one acquisition, and the newer all that the older shows.
-
-    A data take that two ground stations received makes two products of one granule, each with its part.
-    """
-    if abs(new.time - old.time) > SAME_ACQUISITION:
-        return False
-    shapes = _footprint(new.item), _footprint(old.item)
-    if shapes[0] is None or shapes[1] is None or shapes[1].area == 0:
-        return True
-    return bool((shapes[0] & shapes[1]).area > 0.5 * shapes[1].area)
-
-
-def _granule(scene: Scene) -> tuple[str, str]:
-    """Platform and MGRS granule, each "" if not told."""
-    p, name = scene.item.properties, f"{scene.item.properties.get('s2:product_uri', '')} {scene.item.id}"
-    parts = [p.get(k) for k in ("mgrs:utm_zone", "mgrs:latitude_band", "mgrs:grid_square")]
-    tile = p.get("s2:mgrs_tile") or p.get("grid:code") or "".join(str(v) for v in parts if v is not None)
-    named = re.search(r"_T(\d{2}[A-Z]{3})_", name)
-    tile = re.sub(r"^(MGRS-|T)", "", str(tile or (named[1] if named else ""))).lstrip("0").upper()
-    craft = re.match(r".*\bS(2[A-D])_", name)
-    platform = str(p.get("platform") or (f"sentinel-{craft[1]}" if craft else ""))
-    return re.sub(r"[^a-z0-9]", "", platform.lower()), tile
-
-
-def _processed(scene: Scene) -> tuple[Any, ...]:
-    """What tells a newer processing from an older one."""
-    p = scene.item.properties
-    keys = ("s2:generation_time", "processing:datetime", "updated", "created")
-    stamps = (pd.to_datetime(p.get(k), utc=True, errors="coerce") for k in keys)
-    made = next((t.value for t in stamps if t is not None and not pd.isna(t)), 0)
-    return (scene.baseline or 0.0, made, scene.item.id, scene.item.collection_id or "")
 
 
 def _nothing_found(
     scenes: list[Scene], chosen: Catalog, geobox: GeoBox, period: Span, max_cloud: float | None
 ) -> str:
-    where = ", ".join(f"{v:.4f}" for v in _lonlat(geobox).boundingbox.bbox)
+    where = ", ".join(f"{v:.4f}" for v in lonlat(geobox).boundingbox.bbox)
     when = "any time" if period is None else f"{period[0].date()} to {period[1].date()} (exclusive)"
     collections = list(chosen.collections) or "all"
     query = f"catalog {chosen.url}, collections {collections}, bbox ({where}), {when}, {max_cloud=}"
@@ -803,395 +456,3 @@ def _tell(scenes: list[Scene]) -> None:
             f"that is wrong, say so: harmonize=True ({OFFSET}), False, or a number",
             AnySatWarning, stacklevel=3,
         )  # fmt: skip
-
-
-# ---------------------------------------------------------------------- pixels
-
-
-@dataclass(frozen=True)
-class _Masking:
-    """What is left out of an item."""
-
-    mask: Mask
-    classes: tuple[int, ...]
-    metres: float
-    extra: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        if callable(self.mask):
-            return f"{getattr(self.mask, '__module__', '')}.{getattr(self.mask, '__qualname__', repr(self.mask))}"
-        return self.mask or "none"
-
-    @property
-    def reach(self) -> int:
-        """Pixels that the mask grows by."""
-        return int(self.metres // PIXEL)
-
-    def grow(self, left_out: np.ndarray) -> np.ndarray:
-        """All that lies within `metres` of what is left out, less a margin of `reach` pixels, (y, x)."""
-        if self.reach == 0:
-            return left_out
-        inside = (slice(self.reach, -self.reach),) * 2
-        if not left_out.any():
-            return left_out[inside]
-        from scipy.ndimage import distance_transform_edt
-
-        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * PIXEL <= self.metres + 1e-6
-        return grown
-
-
-@dataclass(frozen=True)
-class _Source:
-    """All that reading an item takes: it travels to the workers, the item itself does not.
-
-    Attributes
-    ----------
-    item : str
-        Its name.
-    time : Timestamp
-        Of the acquisition.
-    assets : mapping of str to (str, str)
-        Key and href of each band, ``SCL`` and extra asset that is read.
-    offset : float
-        Digital numbers to subtract.
-    masking : _Masking
-        What is left out.
-    on_error : str
-        ``"raise"`` or ``"invalid"``.
-    workers : int
-        Assets to read at a time.
-    """
-
-    item: str
-    time: pd.Timestamp
-    assets: Mapping[str, tuple[str, str]]
-    offset: float
-    masking: _Masking
-    on_error: str
-    workers: int
-
-
-class _ItemReader:
-    """Reads an item as one raster of ten bands, masked (implements odc.loader's RasterReader)."""
-
-    def __init__(self, source: _Source, gdal: Mapping[str, Any]) -> None:
-        self.source, self.gdal = source, gdal
-
-    def read(self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None) -> Any:
-        """The item on a grid, (10, y, x) float32: an observation of all bands, or NaN."""
-        try:
-            pixels = self.observed(dst_geobox)
-        except ReadError as error:
-            if self.source.on_error == "raise":
-                raise
-            warnings.warn(f"{error} It is missing here", AnySatWarning, stacklevel=2)
-            pixels = np.full((len(BANDS), *dst_geobox.shape), np.nan, np.float32)
-        return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
-
-    def observed(self, geobox: GeoBox) -> np.ndarray:
-        """The pixels of all bands that are there whole and are not masked, (10, y, x) float32."""
-        masking = self.source.masking
-        wide = geobox.pad(masking.reach) if masking.reach else geobox
-        inside = tuple(slice(masking.reach, masking.reach + n) for n in geobox.shape)
-        if masking.mask == "scl":  # first and alone: under clouds nothing else needs to be read
-            classes = self._assets(["SCL"], wide)["SCL"]
-            scl = classes[inside]
-            # beyond the swath there is nothing to grow
-            cloudy = np.isin(classes, [c for c in masking.classes if c != 0])
-            left_out = masking.grow(cloudy) | (scl == 0)
-            if left_out.all():
-                return np.full((len(BANDS), *geobox.shape), np.nan, np.float32)
-            bands = self._bands(self._assets(BANDS, geobox), scl)
-        elif callable(masking.mask):
-            found = self._assets(self.source.assets, wide)
-            whole = self._bands(found, found.get("SCL"))
-            left_out = masking.grow(self._called(masking.mask, whole, found, wide))
-            bands = whole[(slice(None), *inside)]
-        else:
-            bands = self._bands(self._assets(BANDS, geobox), None)
-            left_out = np.zeros(geobox.shape, bool)
-        there = np.isfinite(bands).all(0) & ~left_out
-        np.copyto(bands, np.float32(np.nan), where=~there)
-        return bands
-
-    def _bands(self, found: Mapping[str, np.ndarray], scl: np.ndarray | None) -> np.ndarray:
-        """The ten bands (10, y, x), NaN where missing, with the offset removed."""
-        bands = np.stack([found[b] for b in BANDS])
-        offset = np.float32(self.source.offset)
-        if offset:
-            np.maximum(bands - offset, np.float32(0), out=bands)
-        elif scl is not None:
-            # Where somebody else has removed the offset, zero is dark ground too: the scene
-            # classification knows. With the offset still in, zero is no data and nothing else.
-            np.copyto(bands, np.float32(0), where=np.isnan(bands) & (scl != 0))
-        return bands
-
-    def _called(
-        self,
-        mask: Callable[[xr.Dataset], xr.DataArray],
-        bands: np.ndarray,
-        found: Mapping[str, np.ndarray],
-        geobox: GeoBox,
-    ) -> np.ndarray:
-        """What the user's mask leaves out, (y, x) bool."""
-        from odc.geo.xr import xr_coords
-
-        values = {**found, **dict(zip(BANDS, bands, strict=True))}
-        coords = {**xr_coords(geobox), "time": [self.source.time]}
-        dataset = xr.Dataset(
-            {n: (("time", "y", "x"), v[None]) for n, v in values.items()}, coords, {"item": self.source.item}
-        )
-        left_out = mask(dataset)
-        dims = tuple(getattr(left_out, "dims", ()))
-        if (
-            not isinstance(left_out, xr.DataArray)
-            or left_out.dtype != bool
-            or not {"y", "x"} <= set(dims) <= {"time", "y", "x"}
-        ):
-            raise OptionError(
-                f"mask={self.source.masking.name} returned {type(left_out).__name__} {dims} of "
-                f"{getattr(left_out, 'dtype', None)}: wanted a DataArray (time, y, x) of bool, True where a pixel "
-                "is to be left out"
-            )
-        result: np.ndarray = left_out.transpose(..., "y", "x").values.reshape(geobox.shape)
-        return result
-
-    def _assets(self, names: Iterable[str], geobox: GeoBox) -> dict[str, np.ndarray]:
-        """Assets on a grid by name, (y, x) each, read side by side."""
-        pool = _pool(self.source.workers)
-        jobs = {name: pool.submit(self._asset, name, geobox) for name in names}
-        try:
-            return {name: job.result() for name, job in jobs.items()}
-        finally:
-            for job in jobs.values():
-                job.cancel()
-
-    def _asset(self, name: str, geobox: GeoBox | None) -> np.ndarray:
-        """An asset on a grid (y, x): SCL uint8 with 0, others float32 with NaN for what is missing.
-
-        None for the grid only opens it.
-        """
-        key, href = self.source.assets[name]
-        said = ""
-        # GDAL itself tries again where a server is busy, but what it keeps of a failure may be broken; it
-        # forgets that when asked to, over S3 only once it was asked twice
-        for wait in (0, WAIT, 2 * WAIT):
-            time.sleep(wait)
-            try:
-                return self._read(name, _signed(href), geobox, again=wait > 0)
-            except Exception as error:
-                said = f"{type(error).__name__}: {error.__cause__ or error}"
-        # not from within: GDAL's exceptions do not travel between processes
-        raise ReadError(
-            f"asset {key!r} of item {self.source.item!r} cannot be read: {_without_token(said)[:300]} "
-            f"({_without_token(href)}). Try again; or on_error='invalid' leaves the item out where that happens."
-        )
-
-    def _read(self, name: str, uri: str, geobox: GeoBox | None, *, again: bool) -> np.ndarray:
-        import rasterio
-        from odc.loader import RioDriver
-        from rasterio.enums import Resampling
-        from rasterio.vrt import WarpedVRT
-
-        gdal = dict(self.gdal)
-        if again:
-            # GDAL remembers a failure as it does a success, and a body that broke off as all there is
-            path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
-            gdal["CPL_VSIL_CURL_NON_CACHED"] = path
-        driver: Any = RioDriver()
-        with driver.restore_env(gdal, driver.new_load(geobox)), rasterio.open(uri) as file:
-            if geobox is None:
-                return np.empty((0, 0))
-            onto: dict[str, Any] = {
-                "crs": str(geobox.crs),
-                "transform": geobox.transform,
-                "height": geobox.shape[0],
-                "width": geobox.shape[1],
-                "dtype": "uint8" if name == "SCL" else "float32",
-                "nodata": 0 if name == "SCL" else np.nan,
-                "src_nodata": 0 if file.nodata is None and name in (*BANDS, "SCL") else file.nodata,
-                "resampling": Resampling.bilinear if name in BANDS else Resampling.nearest,
-                # GDAL would guess the scale from the corners of the block that is read, and interpolate
-                # positions across it: what a pixel gets would depend on the block
-                "XSCALE": 1,
-                "YSCALE": 1,
-                "tolerance": 1e-5,
-            }
-            with WarpedVRT(file, **onto) as warped:
-                pixels: np.ndarray = warped.read(1)
-                return pixels
-
-
-_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_POOLS_LOCK = threading.Lock()
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads of this process that read: they wait for servers, so there may be more than cores."""
-    key = (os.getpid(), workers)  # a fork has none of its parent's threads
-    with _POOLS_LOCK:
-        if key not in _POOLS:
-            _POOLS[key] = ThreadPoolExecutor(workers, "anysat-read")
-        return _POOLS[key]
-
-
-def _without_token(text: str) -> str:
-    return re.sub(r"\?[^\s'\"]+", "", text)
-
-
-def _signed(href: str) -> str:
-    """The href as its server wants it now: signatures do not outlive a long job."""
-    if not re.match(CATALOGS["planetary-computer"].hrefs, href):
-        return href
-    import planetary_computer
-
-    signed: str = planetary_computer.sign(href.split("?")[0])
-    return signed
-
-
-def _access(scenes: Iterable[Scene]) -> dict[str, Any]:
-    """GDAL's options for reading the scenes: patience, and what their hrefs need."""
-    from odc.loader import RioDriver
-
-    options = {
-        **RioDriver().capture_env(),
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "GDAL_HTTP_TIMEOUT": str(TIMEOUT),
-        "GDAL_HTTP_CONNECTTIMEOUT": str(TIMEOUT),
-        "GDAL_HTTP_MAX_RETRY": str(TRIES),
-        "GDAL_HTTP_RETRY_DELAY": str(WAIT),
-        "GDAL_HTTP_RETRY_CODES": ",".join(map(str, PASSING)),
-    }
-    hrefs = [scene.href("B2") for scene in scenes]
-    for name, catalog in CATALOGS.items():
-        if any(re.match(catalog.hrefs, href) for href in hrefs):
-            _check_secrets(catalog)
-            if name == "planetary-computer":
-                _check_installed("planetary_computer")
-            options.update(catalog.gdal)
-    return options
-
-
-def _source(scene: Scene, masking: _Masking, on_error: str, workers: int) -> _Source:
-    names = [*BANDS]
-    if "SCL" in scene.assets and masking.mask is not None:
-        names.append("SCL")
-    assets = {n: (scene.assets[n], scene.href(n)) for n in (*names, *masking.extra)}
-    return _Source(scene.item.id, scene.time, assets, scene.offset, masking, on_error, workers)
-
-
-def _leave_out_unreadable(
-    scenes: list[Scene], masking: _Masking, gdal: Mapping[str, Any], workers: int
-) -> list[Scene]:
-    """Open every asset once; items with one that cannot be opened are not used."""
-    pool, checked = _pool(workers), []
-    for scene in scenes:
-        if scene.unused is None:
-            reader = _ItemReader(_source(scene, masking, "raise", workers), gdal)
-            checked.append([pool.submit(reader._asset, name, None) for name in reader.source.assets])
-        else:
-            checked.append([])
-    out = []
-    for scene, jobs in zip(scenes, checked, strict=True):
-        faults = [str(e) for e in (job.exception() for job in jobs) if e is not None]
-        out.append(replace(scene, unused=f"unreadable: {faults[0]}") if faults else scene)
-    return out
-
-
-class _Driver:
-    """Makes odc.stac.load read our items (implements odc.loader's ReaderDriver and MDParser)."""
-
-    dask_reader = None
-    aux_reader = None
-
-    def __init__(self, gdal: Mapping[str, Any], sources: Mapping[str, _Source]) -> None:
-        self.gdal, self.sources = gdal, sources
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"gdal": {}, "sources": {}}  # of no use to a worker: every source has its part of it
-
-    @property
-    def md_parser(self) -> _Driver:
-        return self
-
-    def extract(self, md: Any) -> Any:
-        from odc.loader import FixedCoord, RasterBandMetadata, RasterGroupMetadata
-
-        raster = RasterBandMetadata("float32", math.nan, dims=("band", "y", "x"))
-        return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(BANDS))])
-
-    def driver_data(self, md: Any, band_key: Any) -> _Source:
-        return self.sources[md.id]
-
-    def new_load(self, geobox: Any, *, chunks: Any = None) -> None:
-        return None
-
-    def finalise_load(self, load_state: Any) -> Any:
-        return load_state
-
-    def capture_env(self) -> dict[str, Any]:
-        return dict(self.gdal)
-
-    @contextmanager
-    def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[dict[str, Any]]:
-        yield env
-
-    def open(self, src: Any, ctx: Any) -> _ItemReader:
-        return _ItemReader(src.driver_data, ctx)
-
-
-def _load(
-    scenes: list[Scene],
-    geobox: GeoBox,
-    masking: _Masking,
-    on_error: str,
-    gdal: Mapping[str, Any],
-    workers: int,
-    chunks: Mapping[str, int],
-) -> xr.DataArray:
-    """The cube of the scenes: a date for each solar day, mosaicked by what is valid.
-
-    Which of two valid observations is taken goes by the items' CRS and names, so that the order in which
-    a catalog lists them changes nothing: first those that need no reprojection.
-    """
-    import odc.stac
-    import pystac
-    from dask.base import tokenize
-
-    epsg = "" if geobox.crs is None else str(geobox.crs.to_epsg())
-
-    def order(scene: Scene) -> tuple[Any, ...]:
-        p = scene.item.properties
-        own = str(p.get("proj:epsg") or p.get("proj:code") or "").removeprefix("EPSG:")
-        return own != epsg, scene.item.id, scene.item.collection_id or ""
-
-    scenes = sorted(scenes, key=order)
-    around = _lonlat(geobox)
-    shift = pd.Timedelta(hours=around.centroid.coords[0][0] / 15)
-    days = [(s.time + shift).normalize() for s in scenes]
-    sources, items = {}, []
-    for i, scene in enumerate(scenes):
-        # footprints are drawn roughly: what lies just beyond is looked at too
-        footprint = _footprint(scene.item)
-        covers = around if footprint is None else footprint.buffer(0.01)
-        source = sources[str(i)] = _source(scene, masking, on_error, workers)
-        item = pystac.Item(str(i), covers.json, list(covers.boundingbox.bbox), scene.time.to_pydatetime(), {})
-        # odc names tasks by the href alone: it has to tell all that makes a difference
-        item.add_asset("s2", pystac.Asset(f"anysat://{tokenize(source)}", media_type="image/tiff"))
-        items.append(item)
-    cube = odc.stac.load(
-        items,
-        bands=["s2"],
-        geobox=geobox,
-        groupby=lambda item, parsed, i: days[i],
-        preserve_original_order=True,
-        chunks={"time": 1, **chunks},
-        driver=_Driver(gdal, sources),
-    )["s2"]
-    first: dict[pd.Timestamp, pd.Timestamp] = {}
-    for scene, day in zip(scenes, days, strict=True):
-        first[day] = min(scene.time, first.get(day, scene.time))
-    cube = cube.assign_coords(time=pd.DatetimeIndex([first[d] for d in sorted(first)]))
-    cube.encoding["grid_mapping"] = "spatial_ref"
-    return cube.transpose("time", "band", "y", "x")
