@@ -1390,12 +1390,14 @@ def test_named_catalogs():
     assert stac._catalog("http://127.0.0.1:1", None).collections == ()
 
 
-def test_what_is_missing_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "package"), [("pystac_client", "pystac-client"), ("odc.stac", "odc-stac"), ("scipy", "scipy")]
+)
+def test_what_is_missing_is_named(monkeypatch, module, package):
+    """Also odc.stac, of whose namespace odc-geo always is."""
     real = catalogs.importlib.util.find_spec
-    monkeypatch.setattr(
-        catalogs.importlib.util, "find_spec", lambda n: None if n == "pystac_client" else real(n)
-    )
-    with pytest.raises(AnySatError, match=r"open_s2 needs pystac-client: pip install 'xr_anysat\[stac\]'"):
+    monkeypatch.setattr(catalogs.importlib.util, "find_spec", lambda n: None if n == module else real(n))
+    with pytest.raises(AnySatError, match=rf"open_s2 needs {package}: pip install 'xr_anysat\[stac\]'"):
         open_s2(**AREA)
 
 

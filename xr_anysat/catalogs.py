@@ -68,7 +68,7 @@ def check_installed(*modules: str) -> None:
         "pystac_client": "pystac-client",
         "planetary_computer": "planetary-computer",
     }
-    missing = [names.get(m, m) for m in modules if importlib.util.find_spec(m.split(".")[0]) is None]
+    missing = [names.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
     if missing:
         raise AnySatError(f"open_s2 needs {', '.join(missing)}: pip install 'xr_anysat[stac]'")
 

@@ -72,7 +72,7 @@ class Weights:
 def check_dependencies() -> None:
     """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
     modules = ("matplotlib", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
-    missing = [m for m in modules if importlib.util.find_spec(m.split(".")[0]) is None]
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if find_rustac() is None:
         missing.append("rustac")
     if missing:
