@@ -180,3 +180,24 @@ def test_invalid_margin_equals_a_smaller_cube(
     # masked tokens are added up in another order than absent ones
     close(inside, want, 2e-5)
     assert int(np.isfinite(got).any("D").sum()) == int(np.isfinite(want).any("D").sum())
+
+
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_a_cluster_changes_only_rounding(
+    embed: Any, read_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes over TCP, one thread each, where the pass for statistics may read on its own."""
+    from distributed import Client, LocalCluster
+
+    cube = small_cube(height=30, width=26)
+    options = {"patch_size": 20, "tile": 12, "norm": "per_tile_zscore"}
+    want = embed(cube, **options)
+    if read_twice:
+        monkeypatch.setattr("xr_anysat.embedding.SHARED_BYTES", 0)
+    weights = {"model": "tiny", "weights": want.attrs["weights"]}
+    lazy = cube.chunk(time=2, y=17).anysat.embed(3, period="2022", **options, **weights)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        close(client.compute(lazy).result(), want)
