@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from local_server import LocalServer
 
 COMMIT = "a" * 40
 
 
 @dataclass
-class Hub:
+class Hub(LocalServer):
     """Files by ``repo/filename``, what happened, and what shall go wrong.
 
     Use it as a context manager and point HF_ENDPOINT at ``url``.
@@ -23,20 +24,8 @@ class Hub:
     status: int | None = None  # answer everything with it
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # (method, Range header)
 
-    def __enter__(self) -> Hub:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return _handler(self)
 
     def count(self, method: str) -> int:
         return sum(seen == method for seen, _ in self.requests)

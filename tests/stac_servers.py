@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pystac
+from local_server import LocalServer
 
 from xr_anysat.demo import serve_items
 
@@ -43,7 +44,7 @@ class Fault:
 
 
 @dataclass
-class FaultyServer:
+class FaultyServer(LocalServer):
     """Files by path over HTTP with ranges, and a STAC API of items, with faults where wanted.
 
     Attributes
@@ -65,22 +66,11 @@ class FaultyServer:
     busy: int = 0
     busiest: int = 0
 
-    def __enter__(self) -> FaultyServer:
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return _handler(self)
 
     def add(self, folder: Path) -> None:
         """Serve the files of a folder under their names in it."""

@@ -14,7 +14,7 @@ import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
 from xr_anysat.cube import BANDS, PIXEL, read_cube
-from xr_anysat.engine import Settings, describe, encode, warn_if_empty
+from xr_anysat.engine import Settings, device_of, encode, warn_if_empty
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.frames import (
     FRAMES_ATTR,
@@ -465,7 +465,7 @@ def _attrs(
         "grid_hw": [int(emb.sizes["y"]), int(emb.sizes["x"])],
         "grid_shape": [int(n) for n in emb.shape],
         "precision": spec.precision,
-        "device": spec.device if lazy else describe(spec)["device"],
+        "device": spec.device if lazy else device_of(spec),
         "versions": json.dumps(versions()),
         "frames": json.dumps(record),
         "config": json.dumps(config),

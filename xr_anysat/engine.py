@@ -8,7 +8,7 @@ process. Nothing that is not in those arguments takes part, so results cannot de
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +137,7 @@ def encode_block(
                     left = j.window * (settings.tile // settings.side) + j.first - x_first
                     out[:, top : top + i.count, left : left + j.count] = np.moveaxis(cells, -1, 0)
                 else:  # one cell a pixel: the patches may reach over the end of the cube
-                    from_y, from_x = (
-                        s.start - s.window * settings.tile - s.first * settings.side for s in (i, j)
-                    )
+                    from_y, from_x = _before(i, settings), _before(j, settings)
                     cells = cells[from_y : from_y + i.stop - i.start, from_x : from_x + j.stop - j.start]
                     top, left = i.start - y.start, j.start - x.start
                     out[:, top : top + cells.shape[0], left : left + cells.shape[1]] = np.moveaxis(
@@ -196,7 +194,7 @@ def _cut(
     at = np.s_[..., i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start]
     there = valid[at]
     pixels = normalize(clip(frames[at], there), there, settings.norm, stats)
-    before = [s.start - s.window * settings.tile - s.first * settings.side for s in (i, j)]
+    before = [_before(i, settings), _before(j, settings)]
     shape = [s.count * settings.side for s in (i, j)]
     if shape == list(pixels.shape[2:]):
         return pixels, there
@@ -205,6 +203,11 @@ def _cut(
     whole_there = np.zeros((there.shape[0], *shape), bool)
     whole[inner], whole_there[inner] = pixels, there
     return whole, whole_there
+
+
+def _before(span: Span, settings: Settings) -> int:
+    """Pixels of a span's first patch that lie before the cube."""
+    return span.start - span.window * settings.tile - span.first * settings.side
 
 
 def _call(
@@ -260,6 +263,6 @@ def warn_if_empty(values: Any) -> None:
         warn("nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)")
 
 
-def describe(spec: EncoderSpec) -> Mapping[str, str]:
+def device_of(spec: EncoderSpec) -> str:
     """The device that a loaded model is on."""
-    return {"device": str(next(get_encoder(spec).parameters()).device)}
+    return str(next(get_encoder(spec).parameters()).device)

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import xarray as xr
 from xr_anysat import catalogs
 from xr_anysat.catalogs import CATALOGS, check_installed, check_secrets
 from xr_anysat.cube import BANDS, PIXEL
-from xr_anysat.errors import AnySatWarning, OptionError, ReadError
+from xr_anysat.errors import OptionError, ReadError, warn
 from xr_anysat.items import Scene, footprint_of, lonlat
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class ItemReader:
         except ReadError as error:
             if self.source.on_error == "raise":
                 raise
-            warnings.warn(f"{error} It is missing here", AnySatWarning, stacklevel=2)
+            warn(f"{error} It is missing here")
             pixels = np.full((len(BANDS), *dst_geobox.shape), np.nan, np.float32)
         return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
 

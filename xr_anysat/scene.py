@@ -32,6 +32,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_geom
 
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.stac import SCL_INVALID
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ CLASS_COLORS: Mapping[int, str] = {
 }
 
 # SCL classes that are no view of the ground: no data, defective, cloud shadow, clouds, cirrus
-SCL_MASKED = (0, 1, 3, 8, 9, 10)
+SCL_MASKED = SCL_INVALID
 
 # Surface reflectance in the ten bands
 _ENDMEMBERS: dict[str, list[float]] = {

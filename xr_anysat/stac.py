@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from xr_anysat import catalogs
 from xr_anysat.catalogs import CATALOGS, Catalog, check_installed, check_secrets
 from xr_anysat.config import FETCH_WORKERS, option
 from xr_anysat.cube import PIXEL
-from xr_anysat.errors import AnySatWarning, CatalogError, OptionError
+from xr_anysat.errors import CatalogError, OptionError, warn
 from xr_anysat.frames import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
 from xr_anysat.item_reader import Mask, Masking, access, leave_out_unreadable, load_scenes
 from xr_anysat.items import OFFSET, Scene, Span, choose, lonlat, scene_of
@@ -451,8 +450,7 @@ def _tell(scenes: list[Scene]) -> None:
         log.info("%d items: %g DN subtracted, by %s", n, offset, decided_by)
     for (offset, doubt), n in Counter((s.offset, s.doubt) for s in used if s.doubt).items():
         ids = [s.item.id for s in used if s.doubt == doubt]
-        warnings.warn(
+        warn(
             f"{n} items ({', '.join(ids[:3])}{', …' if n > 3 else ''}): {doubt}, and {offset:g} DN are subtracted. If "
-            f"that is wrong, say so: harmonize=True ({OFFSET}), False, or a number",
-            AnySatWarning, stacklevel=3,
-        )  # fmt: skip
+            f"that is wrong, say so: harmonize=True ({OFFSET}), False, or a number"
+        )

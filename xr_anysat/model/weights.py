@@ -17,7 +17,6 @@ import re
 import stat
 import threading
 import uuid
-import warnings
 import weakref
 import zlib
 from collections.abc import Collection, Iterable, Mapping
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from xr_anysat.config import DEFAULTS, DEVICE, MODEL, option
-from xr_anysat.errors import AnySatWarning, DeviceError, OptionError, WeightsError
+from xr_anysat.errors import DeviceError, OptionError, WeightsError, warn
+from xr_anysat.model.spec import SENSORS, SIZES
 
 # torch, safetensors and huggingface_hub are imported where they are used: a graph is built without them.
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from xr_anysat.model.anysat import AnySat
 
-MODELS = ("tiny", "small", "base")
+MODELS = tuple(SIZES)
 PRECISIONS = ("float32", "bfloat16", "float16")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # what torch.save writes, by the names in use
 SAFE = ".safetensors"
@@ -390,7 +390,7 @@ def _shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tupl
     """Tell the names and shapes of a size's state, of all sensors or of some."""
     import torch
 
-    from xr_anysat.model.anysat import SENSORS, AnySat
+    from xr_anysat.model.anysat import AnySat
 
     with torch.device("meta"):
         state = AnySat(size, tuple(SENSORS if sensors is None else sensors)).state_dict()
@@ -601,12 +601,10 @@ def _write_converted(state: Mapping[str, torch.Tensor], path: Path, sha256: str)
         finally:
             draft.unlink(missing_ok=True)
     except (SafetensorError, OSError) as error:
-        warnings.warn(
+        warn(
             f"the converted weights could not be kept at {str(path)!r} ({error}), so every process "
             "reads and checks the checkpoint anew. Set a folder that can be written: "
-            "xr_anysat.config.set(cache_dir=PATH) or XR_ANYSAT_CACHE_DIR=PATH.",
-            AnySatWarning,
-            stacklevel=2,
+            "xr_anysat.config.set(cache_dir=PATH) or XR_ANYSAT_CACHE_DIR=PATH."
         )
 
 
@@ -718,8 +716,6 @@ def _size_of(module: Any) -> str:
         raise OptionError(
             f"model={module!r}: wanted one of {', '.join(map(repr, MODELS))}, or an AnySat module"
         )
-    from xr_anysat.model.anysat import SIZES
-
     widths = {
         int(tensor.shape[-1])
         for name, tensor in module.state_dict().items()
@@ -822,7 +818,7 @@ def _build(spec: EncoderSpec, sensors: Collection[str] | None) -> AnySat:
     """Build a model of the spec's weights, on the CPU, in eval mode."""
     import torch
 
-    from xr_anysat.model.anysat import SENSORS, AnySat
+    from xr_anysat.model.anysat import AnySat
 
     state = load_state(spec, sensors)
     with torch.device("meta"):  # no memory and no initialization: every tensor is assigned
