@@ -12,31 +12,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from xr_anysat.model.cost import multiply_adds
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
 # patch side (px), window (px), dates, batch of windows, output
 CASES = [(1, 24, 8, 1, "patch"), (2, 24, 8, 1, "patch"), (4, 64, 8, 1, "patch"), (1, 24, 8, 1, "local")]
-
-
-def needed_macs(side: int, tile: int, dates: int, output: str, dim: int = 768, depth: int = 6) -> float:
-    """Multiply-adds a pixel that the function itself needs (savings that are exact are not counted)."""
-    widths = [10, dim // 8, dim // 2, dim, 2 * dim, dim]
-    mlp = sum(a * b for a, b in pairwise(widths))
-    pixels = dates * (mlp + 16 * dim + dim) + dim * dim
-    tokens = side**2 + 1
-    block = 12 * dim * dim
-    last = block if output == "local" else (2 * dim * dim * tokens + 10 * dim * dim) / tokens
-    patches = ((depth - 1) * (block + 2 * dim * tokens) + last) * tokens / side**2
-    if output == "local":
-        return pixels + patches
-    n = (tile // side) ** 2 + 1
-    windows = (depth * (block + 2 * n * dim) + 11 * dim * dim + 2 * n * dim) * n / tile**2
-    return pixels + patches + windows
 
 
 def gemm_rate() -> float:
@@ -87,7 +71,10 @@ def main() -> None:
         beside = theirs is not None and output == "patch"
         seconds = median([run, run_upstream] if beside else [run], options.repeat)
         pixels = batch * tile**2
-        share = needed_macs(side, tile, dates, output) * pixels / seconds[0] / rate
+        window = multiply_adds(
+            "base", output, dates=dates, side=side, pixels=tile**2, patches=(tile // side) ** 2
+        )
+        share = batch * window.total / seconds[0] / rate
         ratio = f"{seconds[1] / seconds[0]:14.2f}" if beside else "             -"
         print(
             f"{output:6} {side * 10:4} m {tile:4} px {dates:2} {batch:2} {pixels / seconds[0]:10.0f}"

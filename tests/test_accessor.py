@@ -16,12 +16,8 @@ import xr_anysat
 from xr_anysat import AnySatError, CubeTypeError
 
 TINY = {"model": "tiny", "weights": "random"}
-METHODS: dict[str, Callable[..., Any]] = {
-    "frames": xr_anysat.frames,
-    "statistics": xr_anysat.statistics,
-    "embed": xr_anysat.embed,
-    "pool": xr_anysat.pool,
-}
+POSITIONAL = {"frames": 1, "statistics": 1, "embed": 1, "plan": 1, "pool": 1, "to_zarr": 2, "to_cog": 2}
+METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +81,7 @@ def test_the_accessor_holds_nothing_but_its_array() -> None:
 
 
 def test_positional_arguments_are_few() -> None:
-    for name, most in {"frames": 1, "statistics": 1, "embed": 1, "pool": 1}.items():
+    for name, most in POSITIONAL.items():
         kinds = [p.kind for p in inspect.signature(getattr(placed().anysat, name)).parameters.values()]
         assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == most
         assert kinds.count(inspect.Parameter.VAR_KEYWORD) == 0
@@ -95,7 +91,7 @@ def test_positional_arguments_are_few() -> None:
         placed().anysat.frames(2, peroid="2022")
 
 
-@pytest.mark.parametrize("name", ["frames", "statistics", "embed"])
+@pytest.mark.parametrize("name", ["frames", "statistics", "embed", "plan"])
 @pytest.mark.parametrize("form", ["DataArray", "Dataset"])
 def test_what_is_for_cubes_refuses_embeddings(emb: xr.DataArray, name: str, form: str) -> None:
     obj = emb if form == "DataArray" else emb.to_dataset()

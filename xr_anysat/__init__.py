@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.accessor import register
+from xr_anysat.cog import to_cog
 from xr_anysat.config import config
 from xr_anysat.cube import BANDS
 from xr_anysat.embedding import embed, pool
@@ -20,10 +21,14 @@ from xr_anysat.errors import (
     DeviceError,
     OptionError,
     ReadError,
+    StoreError,
     WeightsError,
+    WriteError,
 )
+from xr_anysat.export import open, to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
+from xr_anysat.plan import Plan, plan
 from xr_anysat.radiometry import Statistics, statistics
 
 if TYPE_CHECKING:
@@ -41,16 +46,23 @@ __all__ = [
     "CubeTypeError",
     "DeviceError",
     "OptionError",
+    "Plan",
     "ReadError",
     "Statistics",
+    "StoreError",
     "WeightsError",
+    "WriteError",
     "config",
     "embed",
     "frames",
     "load_model",
+    "open",
     "open_s2",
+    "plan",
     "pool",
     "statistics",
+    "to_cog",
+    "to_zarr",
     "verify",
 ]
 

@@ -12,8 +12,11 @@ from typing import Any
 
 import xarray as xr
 
+from xr_anysat.cog import to_cog
 from xr_anysat.embedding import embed, pool
+from xr_anysat.export import to_zarr
 from xr_anysat.frames import frames
+from xr_anysat.plan import plan
 from xr_anysat.radiometry import statistics
 
 
@@ -33,7 +36,7 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
-    On a Sentinel-2 cube: `frames`, `statistics`, `embed`. On an embedding cube: `pool`.
+    On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -41,8 +44,11 @@ class AnySatAccessor:
 
     frames = _method(frames)
     statistics = _method(statistics)
+    plan = _method(plan)
     embed = _method(embed)
     pool = _method(pool)
+    to_zarr = _method(to_zarr)
+    to_cog = _method(to_cog)
 
 
 def register() -> None:

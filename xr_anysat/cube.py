@@ -87,6 +87,35 @@ def band_name(name: Hashable) -> str | None:
     return canonical if canonical in BANDS else None
 
 
+def check_embedding(emb: Any, call: str) -> None:
+    """Refuse what is no embedding cube (D, y, x), where `call` is to be made on one.
+
+    Raises
+    ------
+    CubeTypeError
+        Naming what it is, and what to call.
+    """
+    dims = tuple(getattr(emb, "dims", ()))
+    if isinstance(emb, xr.DataArray) and dims == ("D", "y", "x"):
+        return
+    if isinstance(emb, xr.DataArray) and set(dims) == {"D", "y", "x"}:
+        raise CubeTypeError(f"dims {dims}: wanted (D, y, x), as emb.transpose('D', 'y', 'x') has them")
+    if isinstance(emb, xr.DataArray) and dims == ("D",):
+        raise CubeTypeError(
+            "one vector (D,), as pool= makes it: wanted an embedding cube (D, y, x); embed without pool=, and "
+            f"then .anysat.{call}"
+        )
+    if isinstance(emb, xr.Dataset) and "D" in dims:
+        raise CubeTypeError(
+            f"a Dataset of {[str(n) for n in emb.data_vars]}: wanted the DataArray (D, y, x) in it, "
+            f"dataset['anysat'].anysat.{call}"
+        )
+    raise CubeTypeError(
+        f"a {type(emb).__name__} with dims {dims}, not those of an embedding cube, (D, y, x): call embed() first, "
+        f"cube.anysat.embed(frames=8).anysat.{call}"
+    )
+
+
 def read_cube(
     obj: xr.DataArray | xr.Dataset, *, bands: Sequence[str] | None = None, nodata: float | None = None
 ) -> Cube:

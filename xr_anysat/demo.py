@@ -84,6 +84,8 @@ def run(
 ) -> None:
     """Make a scene, serve it, open it by search, embed it; write ``embedding.zarr`` and ``embedding.png``.
 
+    A STAC Item of the embedding is written too, ``embedding.stac.json``.
+
     Parameters
     ----------
     out : str or Path
@@ -136,14 +138,13 @@ def run(
     if not found.learned:
         embedding.attrs["warning"] = MEANINGLESS
     store = out / "embedding.zarr"
+    if store.exists():  # of other options perhaps, and then refused
+        shutil.rmtree(store)
     began = time.perf_counter()
     with progress():
-        # Windows on the grid make uneven chunks, and those of Zarr are even
-        embedding.chunk({"y": 64, "x": 64}).to_dataset(name="embedding").to_zarr(
-            store, mode="w", consolidated=False
-        )
+        embedding = embedding.anysat.to_zarr(store)
     seconds = time.perf_counter() - began
-    embedding = xr.open_zarr(store, consolidated=False, decode_coords="all")["embedding"].load()
+    embedding = embedding.load()
 
     say("4/4  Drawing")
     picture = out / "embedding.png"

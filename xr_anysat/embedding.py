@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
-from xr_anysat.cube import BANDS, PIXEL, read_cube
+from xr_anysat.cube import BANDS, PIXEL, Cube, read_cube
 from xr_anysat.engine import Settings, device_of, encode, warn_if_empty
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.frames import (
@@ -40,6 +42,9 @@ POOLS = ("mean", "max")
 SHARED_BYTES = 1 << 30
 """Lazy frames up to this size are kept between the pass for ``per_tile_zscore``'s statistics and that
 for the embeddings; larger ones are composed twice, so that memory does not grow with the area."""
+
+LAZY_BYTES = 1 << 40
+"""Size of a lazy output from which on it is asked whether so much is meant."""
 
 PATCHES_MAX = 1024
 """Patches a window that upstream advises at most (README of gastruc/AnySat)."""
@@ -155,70 +160,224 @@ def embed(
     >>> emb.dims, emb.shape, emb.attrs["doy0_values"]
     (('D', 'y', 'x'), (256, 6, 6), [69, 145, 221, 297])
     """
-    check_not_embedding(cube)
-    frames, tile, norm = option("frames", frames), option("tile", tile), option("norm", norm)
-    recipe = Recipe(frames, period, reduce, empty, doy, doy_base, fill_value)
-    norm_name, statistics = parse_norm(norm)
-    side = _check_geometry(patch_size, tile, resize, batch)
-    tile = int(tile if resize is None else resize)
-    batch = None if batch is None else int(batch)
-    for name, value, known in (("output", output, OUTPUTS), ("anchor", anchor, ANCHORS)):
-        if value not in known:
-            raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
-    if pool is not None and pool not in POOLS:
-        raise OptionError(f"{pool=}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid")
+    asked = prepare(**locals())
+    absurd = too_large(asked, lazy=asked.canonical.array.chunks is not None)
+    if absurd is not None:
+        warn(f"{absurd}. cube.anysat.plan(...) tells what it takes")
 
-    composed = is_composed(cube, recipe, bands=bands, nodata=nodata)
-    canonical = read_cube(cube, bands=bands, nodata=nodata)
+    # all that metadata can tell has been told: here NumPy cubes are read
+    made = asked.made(asked.canonical)
+    record = json.loads(made.attrs[FRAMES_ATTR])
+    settings = asked.settings_for(made)
+    data = made.data if asked.resize is None else _resized(made.data, asked.resize)
+    lazy = not isinstance(data, np.ndarray)
+    stats = None if asked.statistics is None else asked.statistics.array()
+    if settings.norm == "per_tile_zscore":
+        if lazy and asked.reads_twice(data.nbytes):
+            again = asked.made(read_cube(read_again(cube), bands=bands, nodata=nodata))
+            stats = tile_statistics(again.data)
+        else:
+            stats = tile_statistics(data)
+    encoded = encode(data, stats, asked.rows, asked.cols, settings)
+    warn_if_empty(encoded)
+
+    emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=asked.coords)
+    if asked.geobox is not None:
+        emb.encoding["grid_mapping"] = "spatial_ref"
+    config = asked.config if asked.composed else {**asked.config, "period": record["period"]}
+    emb.attrs = _attrs(made, record, config, settings.spec, stats, emb, lazy)
+    return emb if pool is None else _pooled(emb, pool)
+
+
+# ---------------------------------------------------------------------- what is asked for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of :func:`embed` asks for: all that metadata decide, before any pixel is looked at.
+
+    Attributes
+    ----------
+    canonical : Cube
+        The cube, read.
+    composed : bool
+        Whether its dates are frames already.
+    recipe : Recipe
+        How to compose, otherwise.
+    statistics : Statistics or None
+        What to normalize by, where that is known.
+    settings : Settings
+        All but the frames' days.
+    rows, cols : Axis
+        Place of the pixels on the lattice.
+    geobox : GeoBox or None
+        Grid of the pixels.
+    coords : dict
+        Coordinates of the output.
+    resize : int or None
+        Pixels a side to resample to.
+    pool : str or None
+        Reduction over y and x.
+    config : dict
+        What makes the same again, as far as it is known.
+    """
+
+    canonical: Cube
+    composed: bool
+    recipe: Recipe
+    statistics: Statistics | None
+    settings: Settings
+    rows: Axis
+    cols: Axis
+    geobox: GeoBox | None
+    coords: dict[Hashable, Any]
+    resize: int | None
+    pool: str | None
+    config: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the output, before it is pooled."""
+        cell = self.settings.cell
+        return self.settings.channels, self.rows.cells(cell)[1], self.cols.cells(cell)[1]
+
+    def made(self, cube: Cube) -> xr.DataArray:
+        """The frames of `cube`, which is the canonical one, or it read again."""
+        return cube.array if self.composed else compose(cube, self.recipe)
+
+    def settings_for(self, made: xr.DataArray) -> Settings:
+        """The settings with the days of the frames `made`."""
+        doy = tuple(int(d) for d in made["doy"].values)
+        return replace(self.settings, doy=doy, offset_decided="items" in made.attrs)
+
+    def reads_twice(self, frames_bytes: int) -> bool:
+        """Whether lazy frames of so many bytes are made once for the statistics and once to be embedded."""
+        return self.settings.norm == "per_tile_zscore" and frames_bytes > SHARED_BYTES
+
+
+def prepare(cube: xr.DataArray | xr.Dataset, **options: Any) -> Request:
+    """Check the options of :func:`embed`, all of them given, against each other and the cube's metadata.
+
+    Raises
+    ------
+    CubeError, CubeTypeError, OptionError, WeightsError
+        As :func:`embed` does.
+    """
+    o = SimpleNamespace(**options)
+    check_not_embedding(cube)
+    frames, tile, norm = option("frames", o.frames), option("tile", o.tile), option("norm", o.norm)
+    recipe = Recipe(frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
+    norm_name, statistics = parse_norm(norm)
+    side = _check_geometry(o.patch_size, tile, o.resize, o.batch)
+    resize = None if o.resize is None else int(o.resize)
+    tile = int(tile) if resize is None else resize
+    batch = None if o.batch is None else int(o.batch)
+    for name, known in (("output", OUTPUTS), ("anchor", ANCHORS)):
+        if options[name] not in known:
+            raise OptionError(f"{name}={options[name]!r}: wanted one of {', '.join(map(repr, known))}")
+    if o.pool is not None and o.pool not in POOLS:
+        raise OptionError(
+            f"pool={o.pool!r}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid"
+        )
+
+    composed = is_composed(cube, recipe, bands=o.bands, nodata=o.nodata)
+    canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
     spec = encoder_spec(
-        option("model", model),
-        option("weights", weights),
-        option("device", device),
-        option("precision", precision),
+        option("model", o.model),
+        option("weights", o.weights),
+        option("device", o.device),
+        option("precision", o.precision),
     )
 
     geobox, shape = canonical.geobox, canonical.array.shape[-2:]
     if resize is not None:
-        geobox, shape = _resized_grid(geobox, shape, int(resize))
-    anchor = _effective_anchor(anchor, geobox, shape, tile)
+        geobox, shape = _resized_grid(geobox, shape, resize)
+    anchor = _effective_anchor(o.anchor, geobox, shape, tile)
     rows, cols = _place(anchor, geobox, shape)
-    settings = Settings(spec=spec, doy=(), norm=norm_name, output=output, tile=tile, side=side, batch=batch)
-    coords = _coords(canonical.array, geobox, rows, cols, settings.cell)
-
-    # all that metadata can tell has been told: here NumPy cubes are read
-    made = canonical.array if composed else compose(canonical, recipe)
-    record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = replace(
-        settings, doy=tuple(int(d) for d in made["doy"].values), offset_decided="items" in made.attrs
-    )
-    data = made.data if resize is None else _resized(made.data, int(resize))
-    lazy = not isinstance(data, np.ndarray)
-    stats = None if statistics is None else statistics.array()
-    if norm_name == "per_tile_zscore":
-        if lazy and data.nbytes > SHARED_BYTES:
-            again = read_cube(read_again(cube), bands=bands, nodata=nodata)
-            whole = again.array if composed else compose(again, recipe)
-            stats = tile_statistics(whole.data)
-        else:
-            stats = tile_statistics(data)
-    encoded = encode(data, stats, rows, cols, settings)
-    warn_if_empty(encoded)
-
-    emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=coords)
-    if geobox is not None:
-        emb.encoding["grid_mapping"] = "spatial_ref"
+    settings = Settings(spec=spec, doy=(), norm=norm_name, output=o.output, tile=tile, side=side, batch=batch)
     config = {
-        "frames": None if composed else recipe.frames, "period": None if composed else record["period"],
-        "reduce": reduce, "empty": empty, "doy": doy, "doy_base": recipe.doy_base,
-        "bands": None if bands is None else list(bands), "nodata": _jsonable(nodata),
+        "frames": None if composed else recipe.frames, "period": None,
+        "reduce": o.reduce, "empty": o.empty, "doy": o.doy, "doy_base": recipe.doy_base,
+        "bands": None if o.bands is None else list(o.bands), "nodata": _jsonable(o.nodata),
         "fill_value": recipe.fill_value,
         "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
-        "patch_size": int(patch_size), "tile": tile, "anchor": anchor, "resize": _jsonable(resize),
-        "output": output, "pool": pool, "model": spec.size, "weights": spec.source,
+        "patch_size": int(o.patch_size), "tile": tile, "anchor": anchor, "resize": resize,
+        "output": o.output, "pool": o.pool, "model": spec.size, "weights": spec.source,
         "device": spec.device, "precision": spec.precision, "batch": batch,
     }  # fmt: skip
-    emb.attrs = _attrs(made, record, config, spec, stats, emb, lazy)
-    return emb if pool is None else _pooled(emb, pool)
+    return Request(
+        canonical=canonical,
+        composed=composed,
+        recipe=recipe,
+        statistics=statistics,
+        settings=settings,
+        rows=rows,
+        cols=cols,
+        geobox=geobox,
+        coords=_coords(canonical.array, geobox, rows, cols, settings.cell),
+        resize=resize,
+        pool=o.pool,
+        config=config,
+    )
+
+
+def too_large(asked: Request, *, lazy: bool) -> str | None:
+    """What is absurd about so large an embedding, if anything is."""
+    size, memory = math.prod(asked.shape) * 4, physical_memory()
+    if not lazy and memory is not None and size > memory:
+        return (
+            f"this cube is not lazy, so its embedding is made at once, and {binary(size)} of float32 do not fit into "
+            f"the {binary(memory)} of memory here: make it lazy, cube.chunk(y=2048, x=2048), and write the embedding "
+            f"block by block {smaller(asked)}"
+        )
+    if lazy and asked.pool is None and size > LAZY_BYTES:
+        return f"an embedding of {binary(size)} of float32: write it block by block {smaller(asked)}"
+    return None
+
+
+def smaller(asked: Request) -> str:
+    """How to write a large embedding, and what makes it smaller, in words."""
+    words = "with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that"
+    if asked.settings.output in ("dense", "local"):
+        return f"{words}, or ask for less: output='patch' and patch_size=40 make one cell of 16 pixels"
+    if asked.settings.output == "patch" and asked.settings.side < 4:
+        return f"{words}, or ask for less: patch_size=40 makes one cell of 16 pixels"
+    return words
+
+
+def physical_memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not tell (Windows)."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def binary(size: float) -> str:
+    """Bytes in words.
+
+    Examples
+    --------
+    >>> binary(3 << 30), binary(370_293_350_400)
+    ('3 GiB', '345 GiB')
+    """
+    return scaled(size, "B", 1024)
+
+
+def scaled(value: float, unit: str, step: int = 1000) -> str:
+    """Three digits of `value`, and its `unit` with a prefix for thousands, or for 1024s.
+
+    Examples
+    --------
+    >>> scaled(12_345_678_901, "FLOP"), scaled(999.6, "FLOP")
+    ('12.3 GFLOP', '1 kFLOP')
+    """
+    prefixes = iter(
+        ["", "k", "M", "G", "T", "P", "E"] if step == 1000 else ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
+    )
+    prefix = next(prefixes)
+    while value >= 999.5:
+        value, prefix = value / step, next(prefixes)
+    return f"{value:.3g} {prefix}{unit}"
 
 
 def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:

@@ -3,19 +3,28 @@
 A block is a whole number of windows (cut only by the ends of the cube). Its task gets the frames of
 its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once a
 process. Nothing that is not in those arguments takes part, so results cannot depend on chunks.
+
+What a forward may take is decided here too. One runs at a time on a device of a process, for it fills
+the device, or all threads that torch has. Torch has as many as the user set (`torch.set_num_threads`,
+`OMP_NUM_THREADS`; else a thread a core), except in a task of a dask-distributed worker: there it has the
+worker's. Left alone, torch would take every core of the machine in each worker that has no nanny, and a
+single one in each that has, since a nanny sets `OMP_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xr_anysat.cube import BANDS
-from xr_anysat.errors import CubeError, warn
+from xr_anysat.errors import CubeError, DeviceError, warn
+from xr_anysat.frames import RECHUNK
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
 from xr_anysat.model.spec import channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
@@ -30,8 +39,8 @@ BLOCK_BYTES = 256 << 20
 BLOCKS_AT_LEAST = 16
 """Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
 
-# One forward at a time in a process: torch itself uses all cores (or the whole device).
-_FORWARD = threading.Lock()
+_turns: dict[str, threading.Lock] = {}  # one a device, for one forward at a time
+_fitting: dict[tuple[str, Settings], int] = {}  # windows a forward, for devices that had no memory for more
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
     blocks = ((dates,), (len(BANDS),), down, across)
     out = da.blockwise(
         encode_block, "dyx",
-        frames.rechunk(blocks), "tbyx",
+        frames.rechunk(blocks, method=RECHUNK), "tbyx",
         stats if stats is None else da.asarray(stats), stats if stats is None else "sc",
         da.from_array(np.arange(rows.start, rows.stop), chunks=(down,)), "y",
         da.from_array(np.arange(cols.start, cols.stop), chunks=(across,)), "x",
@@ -127,7 +136,8 @@ def encode_block(
     if not valid.any():
         return out
     model = get_encoder(settings.spec)
-    with _FORWARD:
+    device = next(model.parameters()).device
+    with _turns.setdefault(str(device), threading.Lock()), _threads_of_the_worker():
         for places, encoded in _forward(model, frames, valid, stats, y, x, settings):
             for (i, j), cells in zip(places, encoded, strict=True):
                 if settings.output == "tile":
@@ -146,6 +156,39 @@ def encode_block(
     return out
 
 
+@contextmanager
+def _threads_of_the_worker() -> Iterator[None]:
+    """Give torch the threads of the dask-distributed worker that this task runs on, if it runs on one.
+
+    Torch keeps the number a thread, so it is set in the thread of the task, each time. It is set back,
+    because threads that start later take the last number over, and with ``processes=False`` they may be
+    the user's own.
+    """
+    import torch
+
+    threads, wanted = torch.get_num_threads(), _nthreads()
+    if wanted in (None, threads):
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _nthreads() -> int | None:
+    """Threads of the worker that this task runs on; None outside a worker."""
+    if "distributed" not in sys.modules:  # then this is no worker, and need not wait for its import
+        return None
+    from distributed import get_worker
+
+    try:
+        return get_worker().state.nthreads
+    except ValueError:
+        return None
+
+
 def _forward(
     model: Any,
     frames: np.ndarray,
@@ -155,26 +198,62 @@ def _forward(
     x: Axis,
     settings: Settings,
 ) -> Iterator[tuple[list[tuple[Span, Span]], np.ndarray]]:
-    """The windows of a block, encoded, in batches of windows of one shape."""
+    """The windows of a block, encoded, in batches of windows of one shape, as large as the memory lets."""
     import torch
 
     device = next(model.parameters()).device
-    batch = _batch(settings, device.type)
-    doy = torch.tensor(settings.doy, device=device)
     alike: dict[tuple[int, ...], list[tuple[Span, Span]]] = {}
     for i in spans(y, settings.tile, settings.side):
         for j in spans(x, settings.tile, settings.side):
             if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
                 alike.setdefault((i.first, i.count, j.first, j.count), []).append((i, j))
     for (top, _, left, _), places in alike.items():
-        for at in range(0, len(places), batch):
-            part = places[at : at + batch]
+        done = 0
+        while done < len(places):
+            batch = _fitting.get((str(device), settings)) or _batch(settings, device.type)
+            part = places[done : done + batch]
             cut = [_cut(frames, valid, stats, y, x, i, j, settings) for i, j in part]
-            window = torch.from_numpy(np.stack([c[0] for c in cut])).to(device)
-            there = torch.from_numpy(np.stack([c[1] for c in cut])).to(device)
-            with torch.inference_mode(), _autocast(device, settings.spec.precision):
-                encoded = _call(model, window, doy, there, (top, left), settings)
-            yield part, encoded.float().cpu().numpy()
+            try:
+                encoded = _encode_batch(model, cut, device, (top, left), settings)
+            except torch.OutOfMemoryError as error:
+                reason, encoded = str(error).partition("\n")[0], None
+            if encoded is None:  # after the except clause, where the error holds no tensors any more
+                _halve(device, settings, len(part), reason)
+                continue
+            yield part, encoded
+            done += len(part)
+
+
+def _encode_batch(
+    model: Any,
+    cut: list[tuple[np.ndarray, np.ndarray]],
+    device: torch.device,
+    origin: tuple[int, int],
+    settings: Settings,
+) -> np.ndarray:
+    """What `_cut` gave of some windows, through the model; the only place that holds tensors of the device."""
+    import torch
+
+    doy = torch.tensor(settings.doy, device=device)
+    window = torch.from_numpy(np.stack([pixels for pixels, _ in cut])).to(device)
+    valid = torch.from_numpy(np.stack([there for _, there in cut])).to(device)
+    with torch.inference_mode(), _autocast(device, settings.spec.precision):
+        return _call(model, window, doy, valid, origin, settings).float().cpu().numpy()
+
+
+def _halve(device: torch.device, settings: Settings, windows: int, reason: str) -> None:
+    """Have forwards on this device, from now on, take half the windows that it had no memory for."""
+    if windows == 1:
+        raise DeviceError(
+            f"{device} has not the memory for one window of {settings.tile} × {settings.tile} pixels and "
+            f"{len(settings.doy)} frames ({reason}). Pass a smaller tile, a larger patch_size, fewer frames or "
+            "precision='bfloat16', or see that nothing else fills the device"
+        )
+    _fitting[str(device), settings] = windows // 2
+    warn(
+        f"{device} has not the memory for {windows} windows a forward ({reason}): it goes on with {windows // 2}, "
+        f"which changes nothing but rounding. batch={windows // 2} starts with that"
+    )
 
 
 def _cut(

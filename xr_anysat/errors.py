@@ -44,6 +44,14 @@ class ReadError(AnySatError, OSError):
     """An asset of a catalog's item cannot be read."""
 
 
+class StoreError(AnySatError, ValueError):
+    """A store holds something else than what was asked for, or cannot be opened."""
+
+
+class WriteError(AnySatError, OSError):
+    """A store cannot be written; what is finished stays."""
+
+
 class AnySatWarning(UserWarning):
     """Something looks wrong, but may be right: nothing was changed."""
 

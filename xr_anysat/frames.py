@@ -43,8 +43,18 @@ SOURCE_ATTRS = (
 )  # fmt: skip
 """attrs of ``open_s2`` that tell where pixels come from; ``items`` also that the +1000 offset was decided."""
 
+FRAMES_LAYER = "anysat-frames-"
+"""How the names of lazy frames begin in a graph: what comes before them reads, what comes after works on that."""
+
 TASK_BYTES = 256 << 20
 """Bytes that the input of a composing task may have."""
+
+RECHUNK = "tasks"
+"""How dask cuts arrays anew: chunk by chunk. Left alone, it moves the whole array over the workers' disks when a
+cluster is there and the chunks are many ("p2p"), and nothing is embedded before all has been read."""
+
+BAND_BYTES = 1 << 20
+"""Bytes of observations composed at a time: as much as a processor's cache holds with all that is made of it."""
 
 
 def frames(
@@ -388,8 +398,24 @@ def compose(cube: Cube, recipe: Recipe) -> xr.DataArray:
     return out
 
 
-def composite(values: np.ndarray, reduce: str, nodata: float, fill_value: float | None) -> np.ndarray:
-    """One frame (1, band, y, x) float32 of the observations (n, band, y, x) of its bin."""
+def composite(
+    parts: Sequence[np.ndarray], reduce: str, nodata: float, fill_value: float | None
+) -> np.ndarray:
+    """One frame (1, band, y, x) float32 of the observations of its bin, arrays (n, band, y, x) that follow in time.
+
+    A few rows at a time: what is made on the way, several times the size of the observations, stays small.
+    """
+    _, bands, height, width = parts[0].shape
+    frame = np.empty((1, bands, height, width), np.float32)
+    step = max(1, BAND_BYTES * height // max(1, sum(p.nbytes for p in parts)))
+    for top in range(0, height, step):
+        rows = np.s_[:, :, top : top + step]
+        values = parts[0][rows] if len(parts) == 1 else np.concatenate([p[rows] for p in parts])
+        frame[rows] = _composite_rows(values, reduce, nodata, fill_value)
+    return frame
+
+
+def _composite_rows(values: np.ndarray, reduce: str, nodata: float, fill_value: float | None) -> np.ndarray:
     x = blank_missing(values, nodata)
     if reduce == "median" and len(x) > 1:
         x = bottleneck.nanmedian(x, axis=0)[None]
@@ -410,22 +436,27 @@ def _composite_chunks(
     chunks: list[np.ndarray], span: slice, reduce: str, nodata: float, fill_value: float | None
 ) -> np.ndarray:
     """`composite` of the dates `span` of chunks that follow each other in time."""
-    values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-    return composite(values[span], reduce, nodata, fill_value)
+    parts, start = [], 0
+    for chunk in chunks:
+        parts.append(chunk[max(0, span.start - start) : max(0, span.stop - start)])
+        start += len(chunk)
+    return composite(parts, reduce, nodata, fill_value)
 
 
 def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: float | None) -> Any:
     """The frames (T, band, y, x) of a NumPy or dask array (time, band, y, x)."""
     if isinstance(data, np.ndarray):
-        return np.concatenate([composite(data[x.first : x.stop], reduce, nodata, fill_value) for x in bins])
+        made = np.empty((len(bins), *data.shape[1:]), np.float32)
+        for frame, x in zip(made, bins, strict=True):
+            frame[None] = composite([data[x.first : x.stop]], reduce, nodata, fill_value)
+        return made
     import dask.array as da
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
 
     data = _fit_task(data, bins, whole_bands=reduce == "clearest")
-    name = (
-        f"anysat-frames-{tokenize(data.name, [(x.first, x.stop) for x in bins], reduce, nodata, fill_value)}"
-    )
+    spans = [(x.first, x.stop) for x in bins]
+    name = FRAMES_LAYER + tokenize(data.name, spans, reduce, nodata, fill_value)
     graph: dict[Any, Any] = {}
     for i, x in enumerate(bins):
         first, stop, start, _ = _chunks_met(x, data.chunks[0])
@@ -449,7 +480,7 @@ def _chunks_met(x: Bin, sizes: tuple[int, ...]) -> tuple[int, int, int, int]:
 def _fit_task(data: Any, bins: list[Bin], *, whole_bands: bool) -> Any:
     """Cut a dask array so that neither the observations of a frame nor the frame pass a task's limit."""
     if whole_bands:
-        data = data.rechunk({1: -1})
+        data = data.rechunk({1: -1}, method=RECHUNK)
     # a bin meets chunks of several dates that it needs only a part of
     met = [_chunks_met(x, data.chunks[0]) for x in bins]
     dates = max(end - start for _, _, start, end in met)
@@ -458,15 +489,16 @@ def _fit_task(data: Any, bins: list[Bin], *, whole_bands: bool) -> Any:
     if pixel_bytes * height * width <= TASK_BYTES:
         return data
     side = max(1, math.isqrt(TASK_BYTES // pixel_bytes))
-    return data.rechunk({2: _pieces(data.chunks[2], side), 3: _pieces(data.chunks[3], side)})
+    sides = {2: pieces(data.chunks[2], side), 3: pieces(data.chunks[3], side)}
+    return data.rechunk(sides, method=RECHUNK)
 
 
-def _pieces(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:
+def pieces(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:
     """Chunks cut into equal pieces of at most `side`, so that no piece needs two of them.
 
     Examples
     --------
-    >>> _pieces((2048, 2048, 10), 1500)
+    >>> pieces((2048, 2048, 10), 1500)
     (1024, 1024, 1024, 1024, 10)
     """
     steps = [max(1, -(-c // -(-c // side))) if c else 1 for c in chunks]

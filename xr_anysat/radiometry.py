@@ -14,7 +14,7 @@ import xarray as xr
 from xr_anysat.config import FRAMES, option
 from xr_anysat.cube import BANDS
 from xr_anysat.errors import CubeError, OptionError, warn
-from xr_anysat.frames import TASK_BYTES, Period
+from xr_anysat.frames import RECHUNK, TASK_BYTES, Period, pieces
 from xr_anysat.frames import frames as make_frames
 
 DN_MAX = 10_000.0
@@ -46,6 +46,9 @@ NORMS = (
     "pastis",
     "treesatai",
 )
+STATISTICS_LAYER = "anysat-statistics-"
+"""How the names of lazy statistics begin in a graph, by which `to_zarr` finds them."""
+
 _SAME = {"reflectance": "unit_scale", "none": "raw"}
 
 
@@ -335,17 +338,22 @@ def statistics(
 
 
 def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False) -> Any:
-    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`."""
+    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`.
+
+    Large chunks are taken one frame at a time, so that none waits for the others; a check looks at all frames.
+    """
     if isinstance(data, np.ndarray):
-        return _block_moments(data, check, offset_decided)[0, 0][None]
+        return _block_moments(data, check, offset_decided)[0, 0, 0][None]
     import dask.array as da
 
     side = math.isqrt(TASK_BYTES // (data.shape[0] * data.shape[1] * data.dtype.itemsize))
-    data = data.rechunk((-1, -1, *(min(side, max(c)) for c in data.chunks[2:])))
+    small = max(map(max, data.chunks[2:])) <= side
+    frames = data.shape[0] if check or small else 1
+    data = data.rechunk((frames, -1, *(pieces(c, side) for c in data.chunks[2:])), method=RECHUNK)
     parts = da.blockwise(
-        _block_moments, "yxmb", data, "tbyx", check=check, offset_decided=offset_decided,
-        new_axes={"m": 3}, concatenate=True, align_arrays=False, adjust_chunks={"y": 1, "x": 1},
-        dtype=np.float64, meta=np.empty((0,) * 4),
+        _block_moments, "tyxmb", data, "tbyx", check=check, offset_decided=offset_decided,
+        new_axes={"m": 3}, concatenate=True, align_arrays=False, adjust_chunks={"t": 1, "y": 1, "x": 1},
+        dtype=np.float64, meta=np.empty((0,) * 5),
     )  # fmt: skip
     return parts.reshape(-1, 3, len(BANDS))
 
@@ -353,7 +361,7 @@ def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False
 def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.ndarray:
     if check:
         check_values(values, observed(values), offset_decided=offset_decided)
-    return moments(values)[None, None]
+    return moments(values)[None, None, None]
 
 
 def tile_statistics(data: Any) -> Any:
@@ -362,8 +370,9 @@ def tile_statistics(data: Any) -> Any:
     if isinstance(parts, np.ndarray):
         return mean_and_std(parts)
     import dask.array as da
+    from dask.base import tokenize
 
     return da.map_blocks(
         mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
-        dtype=np.float64, meta=np.empty((0, 0)),
+        dtype=np.float64, meta=np.empty((0, 0)), name=STATISTICS_LAYER + tokenize(parts.name),
     )  # fmt: skip

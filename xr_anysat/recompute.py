@@ -1,19 +1,28 @@
-"""A lazy cube once more, under other keys: what is made of both is read twice rather than kept in memory.
+"""How often and in which order a lazy cube is read, so that little of it is in memory at a time.
 
 Statistics of a whole cube come before its first embedding. Were both made of the same tasks, dask
-would hold every frame in between.
+would hold every frame in between: `read_again` gives the cube once more, under other keys.
+
+Chunks seldom end where blocks do. What has been read for blocks that lack their other part is held until
+that is read: little, if chunks are read as they lie side by side, and most of the cube in the order that
+dask finds, which takes blocks within a chunk first, wherever they are. `in_turn` sets the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dask.array as da
 import xarray as xr
-from dask.base import clone_key
+from dask.base import annotate, clone_key
+from dask.callbacks import Callback
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer
+
+from xr_anysat.frames import FRAMES_LAYER
 
 _SEED = "xr_anysat"  # the same names every time: a cube has one second reading
 
@@ -81,3 +90,48 @@ def _renamed(data: Any) -> Any:
     layer = _Renamed(data.__dask_graph__(), keys)
     graph = HighLevelGraph({name: layer}, {name: set()})
     return da.Array(graph, name, chunks=data.chunks, meta=data._meta)
+
+
+@contextmanager
+def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Iterator[None]:
+    """Have schedulers read what `keys` of `graph` need in the order of `keys`.
+
+    Within, hand the graph to a scheduler, as it is: on a cluster the order goes with the tasks as their
+    priority, in this process it is set when the work begins. Whatever is not reading comes first.
+
+    Examples
+    --------
+    >>> from dask.threaded import get
+    >>> array = da.ones((2, 2), chunks=1) + 1
+    >>> keys = list(flatten(array.__dask_keys__()))
+    >>> with in_turn(array.dask, keys):
+    ...     len(get(array.dask, keys))
+    4
+    """
+    # a plain dict's own method: the scheduler of a cluster needs no xr_anysat to call it
+    priority = defaultdict(int, reading_priority(graph, keys)).__getitem__
+
+    def begin(dsk: Any, state: dict[str, Any]) -> None:
+        state["ready"].sort(key=priority)  # dask takes the last one
+
+    with annotate(priority=priority), Callback(start_state=begin):
+        yield
+
+
+def reading_priority(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, int]:
+    """Priority of each task that frames are made from: minus the number, from 1, of the first key that needs it."""
+    needs = graph.get_all_dependencies()
+    priority: dict[Any, int] = {}
+    seen = set()
+    for turn, key in enumerate(keys, 1):
+        tasks = [(key, False)]
+        while tasks:
+            task, reads = tasks.pop()
+            if task in seen:
+                continue
+            seen.add(task)
+            if reads:
+                priority[task] = -turn
+            reads = reads or (isinstance(task, tuple) and str(task[0]).startswith(FRAMES_LAYER))
+            tasks.extend((need, reads) for need in needs[task])
+    return priority

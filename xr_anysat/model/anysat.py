@@ -30,18 +30,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xr_anysat.errors import CubeError, OptionError
-from xr_anysat.model.spec import OUTPUTS, SENSORS, SIZES, Sensor, Size
+from xr_anysat.model.spec import (
+    BUCKETS,
+    CPU_ROWS,
+    DATE_HEADS,
+    KEY_DIM,
+    OUTPUTS,
+    SENSORS,
+    SIZES,
+    Sensor,
+    Size,
+)
 
 __all__ = ["OUTPUTS", "SENSORS", "SIZES", "AnySat"]
 
 
-DATE_HEADS, KEY_DIM = 16, 8  # heads of the temporal attention and the length of its keys
 PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position code counts them
-BUCKETS = 8  # rows of the relative position table
 
 # Rows that go through a stage's widest layer at once: bounds the memory of a window whatever its
 # size. Accelerators need more rows to be kept busy.
-ROWS = {"cpu": 8192}
+ROWS = {"cpu": CPU_ROWS}
 ROWS_ACCELERATOR = 1 << 18
 
 

@@ -4,7 +4,9 @@ A graph carries an :class:`EncoderSpec`, never a module: a few hundred bytes tha
 and pin their sha256. `encoder_spec` makes one without torch, `get_encoder` turns one into a module,
 once a process. In between, a checkpoint is read without running any code of it, every name, shape
 and value is accounted for, and what was read from a pickle is kept as a safetensors file in the
-cache folder, which the processes of a machine map and share.
+cache folder, which the processes of a machine map and share. That file is named by the sha256 of the
+checkpoint it was made of, and is looked for before the checkpoint itself: so the weights that a spec
+pins are found on a machine that has only what `xr_anysat.distributed.prepare` put there.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import threading
 import uuid
 import weakref
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +44,13 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # what torch.save writes, by the names in use
 SAFE = ".safetensors"
 
-CONVERTER = "1"  # raise it when what `_write_converted` writes changes: older files are then rebuilt
+CONVERTER = "1"  # raise it when what `write_kept` writes changes: older files are then rebuilt
 RECIPE = 1  # raise it when `random_state` changes
 SMALLEST = 100_000  # bytes; no AnySat checkpoint is smaller
+ENCODED = ("s2",)  # the sensors that `get_encoder` has the projectors of
+TO_WORKERS = (
+    "On a dask cluster, xr_anysat.distributed.prepare(client, embedding) sends the weights to every worker."
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,11 @@ def offline() -> bool:
     return value
 
 
-def _check_file(path: Path, smallest: int = SMALLEST) -> None:
+def _check_file(
+    path: Path,
+    smallest: int = SMALLEST,
+    missing: str = "weights= takes a path, None (the official checkpoint), 'random' or ('random', seed).",
+) -> None:
     """Refuse what cannot be a checkpoint, by its name, size and first bytes."""
     try:
         about = path.stat()
@@ -214,10 +225,7 @@ def _check_file(path: Path, smallest: int = SMALLEST) -> None:
         with path.open("rb") as file:
             head = file.read(512)
     except (FileNotFoundError, NotADirectoryError):
-        raise WeightsError(
-            f"there is no weights file {str(path)!r} on this machine. weights= takes a path, None (the "
-            "official checkpoint), 'random' or ('random', seed)."
-        ) from None
+        raise WeightsError(f"there is no weights file {str(path)!r} on this machine. {missing}") from None
     except OSError as error:
         raise WeightsError(
             f"the weights file {str(path)!r} cannot be read: {error}. Mend that, or pass the path of "
@@ -294,7 +302,7 @@ def _download(by_hand: Path) -> Path:
 
     remedy = (
         f"Download {hf_hub_url(OFFICIAL.repo, OFFICIAL.filename)} where that is possible and put it at "
-        f"{str(by_hand)!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH)."
+        f"{str(by_hand)!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH). {TO_WORKERS}"
     )
     if offline():
         raise WeightsError(
@@ -333,15 +341,42 @@ def weights_file(spec: EncoderSpec) -> Path:
         assert path is not None  # it is downloaded, or that raised
     else:
         path = Path(spec.source)
-        _check_file(path)
+        kept = f"Nor has its cache folder {str(cache_dir())!r} {spec.sha256}{SAFE}, which is made of it."
+        _check_file(path, missing=f"{kept} Put the file there. {TO_WORKERS}")
     seen = file_sha256(path)
     if spec.sha256 not in (None, seen):
         raise WeightsError(
             f"the weights file {str(path)!r} is not the one that this was planned with: its sha256 is "
             f"{seen}, wanted {spec.sha256}. Put the old file back, or make the embeddings anew with "
-            f"weights={str(path)!r}."
+            f"weights={str(path)!r}. {TO_WORKERS}"
         )
     return path
+
+
+def pinned(spec: EncoderSpec) -> EncoderSpec:
+    """Give an official spec the sha256 that it lacks where it was made before the checkpoint was there.
+
+    A kept file that has the known ends of the official hash tells it, else the checkpoint itself, which
+    is downloaded if need be. Any other spec stays as it is.
+    """
+    if spec.source != "official" or spec.sha256 is not None:
+        return spec
+    kept = cache_dir().glob(f"{OFFICIAL.sha256_prefix}*{OFFICIAL.sha256_suffix}{SAFE}")
+    names = [path.stem for path in kept if len(path.stem) == 64]
+    return replace(spec, sha256=names[0] if names else file_sha256(weights_file(spec)))
+
+
+def on_this_machine(spec: EncoderSpec) -> bool:
+    """Tell whether `get_encoder` finds the weights of a pinned spec without a network."""
+    if spec.source.startswith("random:") or _key(spec) in _loaded or is_kept(spec):
+        return True
+    try:
+        if spec.source == "official" and official_path(download=False) is None:
+            return False
+        weights_file(spec)
+    except WeightsError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------- states
@@ -365,25 +400,33 @@ def load_state(spec: EncoderSpec, sensors: Collection[str] | None = None) -> dic
     Raises
     ------
     WeightsError
-        If the file is missing, changed, damaged, not exactly the checkpoint of that size, or holds
-        code or values that are not finite.
+        If the weights are not on this machine, or the file is changed, damaged, not exactly the
+        checkpoint of that size, or holds code or values that are not finite.
     """
     if spec.source.startswith("random:"):
         return random_state(spec.size, int(spec.source.partition(":")[2]), sensors)
-    path = weights_file(spec)
+    spec = pinned(spec)
+    assert spec.sha256 is not None  # only a module has none
     wanted = _shapes(spec.size, sensors)
+    kept = read_kept(kept_file(spec.sha256), spec.sha256, wanted)
+    if kept is not None:
+        return kept
+    path = weights_file(spec)
     if path.suffix.lower() == SAFE:
         state = _checked(_read_safetensors(path), spec.size, path)
         return {name: state[name] for name in wanted}
-    sha256 = file_sha256(path)
-    converted = cache_dir() / f"{sha256}{SAFE}"
-    kept = _read_converted(converted, sha256, wanted)
-    if kept is None:
-        state = _checked(_read_pickled(path), spec.size, path)
-        _write_converted(state, converted, sha256)
-        # Read back, so that the first process too maps what the others map.
-        kept = _read_converted(converted, sha256, wanted) or {name: state[name] for name in wanted}
-    return kept
+    state = _checked(_read_pickled(path), spec.size, path)
+    try:
+        write_kept(state, kept_file(spec.sha256), spec.sha256)
+    except OSError as error:
+        warn(
+            f"the converted weights could not be kept at {str(kept_file(spec.sha256))!r} ({error}), so every "
+            "process reads and checks the checkpoint anew. Set a folder that can be written: "
+            "xr_anysat.config.set(cache_dir=PATH) or XR_ANYSAT_CACHE_DIR=PATH."
+        )
+    # Read back, so that the first process too maps what the others map.
+    kept = read_kept(kept_file(spec.sha256), spec.sha256, wanted)
+    return {name: state[name] for name in wanted} if kept is None else kept
 
 
 def _shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
@@ -548,7 +591,19 @@ def _few(names: Collection[Any]) -> str:
     return first if len(names) <= 3 else f"{first}, …"
 
 
-# ---------------------------------------------------------------------------- converted files
+# ---------------------------------------------------------------------------- kept files
+
+
+def kept_file(sha256: str) -> Path:
+    """Return where the checked tensors of a checkpoint are kept on this machine, if they are."""
+    return cache_dir() / f"{sha256}{SAFE}"
+
+
+def is_kept(spec: EncoderSpec, path: Path | None = None) -> bool:
+    """Tell whether a file holds all tensors of a pinned spec's encoder; the kept one if not said."""
+    assert spec.sha256 is not None
+    path = kept_file(spec.sha256) if path is None else path
+    return read_kept(path, spec.sha256, _shapes(spec.size, ENCODED)) is not None
 
 
 def _crc32(tensor: torch.Tensor) -> int:
@@ -557,10 +612,10 @@ def _crc32(tensor: torch.Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _read_converted(
+def read_kept(
     path: Path, sha256: str, wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, torch.Tensor] | None:
-    """Map the wanted tensors of a converted file; None if there is none, or it is damaged."""
+    """Map the wanted tensors of a kept file; None if there is none, it lacks some, or it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -578,8 +633,8 @@ def _read_converted(
     return state
 
 
-def _write_converted(state: Mapping[str, torch.Tensor], path: Path, sha256: str) -> None:
-    """Keep a state for the next process: all of it under its final name, or nothing."""
+def write_kept(state: Mapping[str, torch.Tensor], path: Path, sha256: str) -> None:
+    """Keep checked tensors for the next process; an OSError if they cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -589,23 +644,29 @@ def _write_converted(state: Mapping[str, torch.Tensor], path: Path, sha256: str)
         "converter": CONVERTER,
         "crc32": json.dumps({name: _crc32(tensor) for name, tensor in state.items()}),
     }
-    # In the same folder, so that the renaming is atomic; its own name, so that processes do not meet.
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as draft:
         try:
             save_file(dict(state), draft, about)
-            # save_file makes it private; whoever shares the folder may share what is in it
-            draft.chmod(stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except (SafetensorError, OSError) as error:
-        warn(
-            f"the converted weights could not be kept at {str(path)!r} ({error}), so every process "
-            "reads and checks the checkpoint anew. Set a folder that can be written: "
-            "xr_anysat.config.set(cache_dir=PATH) or XR_ANYSAT_CACHE_DIR=PATH."
-        )
+        except SafetensorError as error:  # what a full disk is to it
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a draft to write: all of it under its final name in the end, or nothing.
+
+    The draft is in the same folder, so that the renaming is atomic, and has a name of its own, so that
+    processes do not meet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        # some writers make it private; whoever shares the folder may share what is in it
+        draft.chmod(stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------- random weights
@@ -802,9 +863,8 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:  # one a spec, so that nobody waits for somebody else's weights
         if key not in _loaded:
-            encoder = _build(spec, ("s2",))
-            sha256 = spec.sha256 or file_sha256(weights_file(spec))
-            _loaded[key] = _Loaded(encoder.to(key.device), sha256)
+            known = pinned(spec)
+            _loaded[key] = _Loaded(_build(known, ENCODED).to(key.device), known.sha256)
         return _loaded[key].encoder
 
 

@@ -1,0 +1,90 @@
+"""What the codecs of `to_zarr` cost: bytes, error, time; of made-up landscapes and random numbers.
+
+python benchmarks/codecs.py [base]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import xr_anysat
+from xr_anysat.codecs import decode, encode
+from xr_anysat.scene import make_scene, open_scene
+
+CODECS = (None, "float16", "int8")
+SIZE = 192
+
+
+def errors(values: np.ndarray, codec: str | None) -> str:
+    """Of cells: mean relative L2, largest cosine distance, share of the 10 nearest that stay among them."""
+    decoded = np.asarray(decode(encode(values, codec), codec))
+    a, b = (v.reshape(len(v), -1).T.astype(float) for v in (values, decoded))
+    there = np.isfinite(a).all(1)
+    a, b = a[there], b[there]
+    relative = np.linalg.norm(a - b, axis=1) / np.linalg.norm(a, axis=1)
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+    nearest = []
+    for cells in (a, b):
+        alike = cells @ cells.T
+        np.fill_diagonal(alike, -2)
+        nearest.append(np.argsort(-alike, axis=1)[:, :10])
+    kept = np.mean([len(set(p) & set(q)) / 10 for p, q in zip(*nearest, strict=True)])
+    return (
+        f"relative L2 {relative.mean():.1e}, cosine {(1 - (a * b).sum(1)).max():.0e}, neighbours {kept:.1%}"
+    )
+
+
+def stored(emb: xr.DataArray, codec: str | None) -> tuple[int, float, float]:
+    """Bytes of a store, and seconds to write and to read it; the best of seven."""
+    writing, reading = [], []
+    for _ in range(7):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            back = emb.anysat.to_zarr(f"{folder}/area.zarr", codec)
+            writing.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            back.compute()
+            reading.append(time.perf_counter() - start)
+            files = [p.stat().st_size for p in Path(folder, "area.zarr", "anysat").rglob("*") if p.is_file()]
+            files += [p.stat().st_size for p in Path(folder, "area.zarr").glob("scale/c/*/*")]
+    return sum(files), min(writing), min(reading)
+
+
+def main() -> None:
+    """Print a line for each kind of embeddings and codec."""
+    models: Any = sys.argv[1:] or ["tiny"]
+    cubes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_scene(folder, size=(SIZE, SIZE), dates=18, seed=3)
+        cube = open_scene(folder, chunks=64).compute()
+    for model in models:
+        for options in ({"patch_size": 40, "tile": 64}, {"output": "local"}):
+            name = f"{model}, {', '.join(f'{k}={v}' for k, v in options.items())}"
+            part = cube if "patch_size" in options else cube.isel(y=slice(48), x=slice(48))
+            cubes[name] = xr_anysat.embed(part, norm="pastis", model=model, weights="random", **options)
+    noise = np.random.default_rng(0).normal(size=(768, 48, 48)).astype(np.float32)
+    cubes["Gaussian"] = xr.DataArray(noise, dims=("D", "y", "x"))
+    loud = np.where(np.arange(768) < 8, 20, 1)[:, None, None].astype(np.float32)
+    cubes["Gaussian, 8 of 768 channels 20 times as large"] = cubes["Gaussian"] * loud
+    for name, emb in cubes.items():
+        print(f"{name}: {emb.shape}")
+        emb = emb.compute()
+        whole = None
+        for codec in CODECS:
+            size, writing, reading = stored(emb, codec)
+            whole = whole or (writing, reading)
+            print(
+                f"  {codec!s:8} {size / emb.nbytes:5.1%} of the bytes, written in {writing / whole[0]:.2f} and read "
+                f"in {reading / whole[1]:.2f} of the time; {errors(emb.values, codec)}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The encoder on the workers of a dask cluster, which may have no internet and no disk in common.
+
+`prepare` sends the weights as a file of the checked tensors that an encoder needs: from the client to a
+temporary file of the scheduler, once, and from there to each worker that lacks them, now or when it
+joins. Both ways they go in pieces. A worker plugin that holds the bytes itself would be shorter, but the
+scheduler packs a plugin once for every worker it is sent to, all at the same time: of 380 MB that took
+0.7 GB of its memory and 0.36 GB more for each worker. In pieces it takes 20 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import uuid
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import xarray as xr
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from xr_anysat.errors import AnySatError, CubeTypeError, WeightsError
+from xr_anysat.model.weights import (
+    ENCODED,
+    EncoderSpec,
+    cache_dir,
+    get_encoder,
+    is_kept,
+    kept_file,
+    load_state,
+    new_file,
+    on_this_machine,
+    pinned,
+    write_kept,
+)
+
+if TYPE_CHECKING:
+    from distributed import Client, Scheduler, Worker
+
+PIECE = 4 << 20
+"""Bytes that go in one message: what the scheduler holds for a worker at a time."""
+
+
+def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
+    """Have the encoder loaded on every worker of a cluster, also on those that join or restart later.
+
+    Workers that have the weights (the file itself on a shared disk, or what an earlier call left in their
+    cache folder) use them. The others get them from the scheduler. Nothing is downloaded on a worker.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to the cluster. Scheduler and workers need the packages that the client has.
+    spec : EncoderSpec or DataArray
+        The embedding that is to be computed, or the spec of `xr_anysat.model.weights.encoder_spec`.
+
+    Returns
+    -------
+    dict of str to str
+        For the address of each worker the device that its encoder is on.
+
+    Raises
+    ------
+    CubeTypeError
+        If `spec` is neither.
+    WeightsError
+        If the weights are not on this machine either, are a module object, or do not reach a worker.
+        Nothing is registered then.
+    DeviceError
+        If a worker lacks the device.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from xr_anysat.model.weights import encoder_spec
+    >>> spec = encoder_spec("tiny", weights="random", device="cpu")
+    >>> with Client(processes=False, n_workers=1, dashboard_address=":0", set_as_default=False) as client:
+    ...     list(prepare(client, spec).values())
+    ['cpu']
+    """
+    if isinstance(spec, xr.DataArray):
+        spec = _spec_of(spec)
+    if not isinstance(spec, EncoderSpec):
+        raise CubeTypeError(
+            f"prepare(client, {type(spec).__name__}): wanted the embedding that is to be computed, as embed() "
+            "gave it, or an EncoderSpec"
+        )
+    if spec.source.startswith("module:"):
+        raise WeightsError(
+            "a module that is passed as model lives in one process only and cannot be sent to workers. Save its "
+            f"weights, torch.save(model.state_dict(), PATH), and pass model={spec.size!r}, weights=PATH"
+        )
+    return cast(dict[str, str], client.sync(_prepare, client, spec))
+
+
+def _spec_of(emb: xr.DataArray) -> EncoderSpec:
+    """Read the spec that an embedding was made with from its record."""
+    if "config" not in emb.attrs:
+        raise CubeTypeError(
+            f"prepare(client, DataArray): its attrs {sorted(map(str, emb.attrs))} have no record of an encoder. "
+            "Wanted the embedding that is to be computed, as embed() gave it"
+        )
+    config, sha256 = json.loads(emb.attrs["config"]), emb.attrs["weights_sha256"]
+    return EncoderSpec(
+        config["model"],
+        config["weights"],
+        None if sha256 == "not loaded yet" else sha256,
+        config["device"],
+        config["precision"],
+    )
+
+
+async def _prepare(client: Client, spec: EncoderSpec) -> dict[str, str]:
+    spec = await asyncio.to_thread(pinned, spec)
+    if not spec.source.startswith("random:") and not await client.run_on_scheduler(_open, spec.sha256):
+        await _send(client, spec)
+    devices = await client.run(_ready, spec, on_error="return")
+    failed = {worker: error for worker, error in devices.items() if isinstance(error, BaseException)}
+    if failed:
+        worker, error = next(iter(failed.items()))
+        kind = type(error) if isinstance(error, AnySatError) else WeightsError
+        raise kind(
+            f"{len(failed)} of {len(devices)} workers cannot be prepared. {worker}: {error or repr(error)}"
+        ) from error
+    await client.register_plugin(_Encoder(spec))
+    return cast(dict[str, str], devices)
+
+
+async def _send(client: Client, spec: EncoderSpec) -> None:
+    """Send the weights to the scheduler; a file between, for they need not be in memory twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, token = Path(folder) / "weights.safetensors", uuid.uuid4().hex
+
+        def write() -> None:
+            assert spec.sha256 is not None
+            write_kept(load_state(spec, ENCODED), path, spec.sha256)
+
+        await asyncio.to_thread(write)
+        scheduler: Any = client.scheduler
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                await scheduler.xr_anysat_put(token=token, piece=piece)
+        await scheduler.xr_anysat_hold(token=token, sha256=spec.sha256)
+
+
+# ---------------------------------------------------------------------------- on the scheduler
+
+_arriving: dict[str, IO[bytes]] = {}
+_held: dict[str, IO[bytes]] = {}
+"""By their sha256, the weights that this process hands out: files without a name, gone when it ends."""
+
+
+def _open(sha256: str, dask_scheduler: Scheduler) -> bool:
+    """Let the scheduler take and hand out weights; tell whether it holds those of `sha256` already."""
+    dask_scheduler.handlers.update(xr_anysat_put=_put, xr_anysat_hold=_hold, xr_anysat_get=_get)
+    return sha256 in _held
+
+
+# These run on the scheduler's event loop: a piece takes it a millisecond or two.
+
+
+def _put(token: str, piece: bytes) -> None:
+    try:
+        if token not in _arriving:
+            _arriving[token] = tempfile.TemporaryFile()  # noqa: SIM115 (it stays open)
+        _arriving[token].write(piece)
+    except OSError as error:
+        raise WeightsError(
+            f"the scheduler cannot hold the weights in its temporary folder {tempfile.gettempdir()!r} ({error}). "
+            "Set TMPDIR where it starts to a folder with 500 MB free"
+        ) from error
+
+
+def _hold(token: str, sha256: str) -> None:
+    _held.setdefault(sha256, _arriving.pop(token))
+
+
+def _get(sha256: str, start: int) -> bytes:
+    _held[sha256].seek(start)
+    return _held[sha256].read(PIECE)
+
+
+# ---------------------------------------------------------------------------- on the workers
+
+
+class _Encoder(WorkerPlugin):
+    """Has every worker that joins load an encoder before its first task."""
+
+    idempotent = True
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self.name = f"xr-anysat-{spec.size}-{spec.sha256}-{spec.device}"
+        self.spec = spec
+
+    async def setup(self, worker: Worker) -> None:
+        await _ready(self.spec, worker)
+
+
+async def _ready(spec: EncoderSpec, dask_worker: Worker) -> str:
+    """Load an encoder on a worker, off its event loop; the device that it is on."""
+    if not await asyncio.to_thread(on_this_machine, spec):
+        await _fetch(spec, dask_worker)
+    encoder = await asyncio.to_thread(get_encoder, spec)
+    return str(next(encoder.parameters()).device)
+
+
+async def _fetch(spec: EncoderSpec, worker: Worker) -> None:
+    """Get the weights from the scheduler into the cache folder of this machine."""
+    assert spec.sha256 is not None
+    try:
+        with new_file(kept_file(spec.sha256)) as draft:
+            with draft.open("wb") as file:
+                while piece := await worker.scheduler.xr_anysat_get(sha256=spec.sha256, start=file.tell()):
+                    await asyncio.to_thread(file.write, piece)
+            if not await asyncio.to_thread(is_kept, spec, draft):
+                raise WeightsError(
+                    "the weights arrived damaged, or from another version of xr_anysat: have the same version "
+                    "on client, scheduler and workers, and start the scheduler anew"
+                )
+    except OSError as error:
+        raise WeightsError(
+            f"the weights do not get into the cache folder {str(cache_dir())!r} ({error}). Name one with 500 MB "
+            "free, XR_ANYSAT_CACHE_DIR=PATH, where the worker starts"
+        ) from error
