@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -142,11 +143,23 @@ def start(function: Callable[..., None], *args: Any, **kwargs: Any) -> Process:
     """Run `function(*args, say, **kwargs)` in a process of its own."""
     says, say = FORKS.Pipe(duplex=False)
     process = FORKS.Process(
-        target=function, args=(*args, say), kwargs=kwargs, name=function.__name__, daemon=True
+        target=_run, args=(function, *args, say), kwargs=kwargs, name=function.__name__, daemon=True
     )
     process.start()
     say.close()
     return Process(process, says)
+
+
+def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function(*args, **kwargs)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def embed_to_store(

@@ -225,7 +225,8 @@ def test_read_that_always_fails(on: str, undisturbed: dict[str, Any], tmp_path: 
         assert note.endswith("are finished and stay: the same call goes on from there")
         there = finished(tmp_path)
         assert 0 < int(note.split(" of the 20 blocks of ")[0]) <= len(there) < 20
-        assert again("plain", tmp_path, address) == dict.fromkeys(BLOCKS["plain"] - there, 1)
+        # what a worker is at, it finishes, though nobody wants it any more
+        assert again("plain", tmp_path, address).keys() <= BLOCKS["plain"] - there
     assert files(tmp_path) == undisturbed["plain"][0]
 
 
@@ -250,7 +251,7 @@ def test_store_that_workers_do_not_see(undisturbed: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize("lost", ["the client closes", "the scheduler goes"])
 def test_connection_is_lost(lost: str, workers: Cluster, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     closes = {"close_after": 5} if lost == "the client closes" else {}
-    run = start(embed_to_store, "plain", tmp_path, scheduler=workers.address, pause=0.05, **closes)
+    run = start(embed_to_store, "plain", tmp_path, scheduler=workers.address, pause=0.1, **closes)
     if lost == "the scheduler goes":
         until(lambda: len(finished(tmp_path)) >= 5, "5 blocks")
         workers.scheduler.kill()
@@ -274,7 +275,7 @@ def test_connection_is_lost(lost: str, workers: Cluster, undisturbed: dict[str, 
 def test_interrupted(on: str, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     with cluster(tmp_path / "scratch") if on == "a cluster" else nullcontext() as workers:
         address = workers and workers.address
-        run = start(embed_to_store, "plain", tmp_path, scheduler=address, pause=0.05, stay=True)
+        run = start(embed_to_store, "plain", tmp_path, scheduler=address, pause=0.1, stay=True)
         while run.hears()[1] < 5:
             pass
         os.kill(run.process.pid, signal.SIGINT)
@@ -286,7 +287,6 @@ def test_interrupted(on: str, undisturbed: dict[str, Any], tmp_path: Path) -> No
         run.kill()
         there = finished(tmp_path)
         assert 5 <= len(there) < 20
-        # what a worker is at, it finishes, whoever wants it
         assert again("plain", tmp_path, address).keys() <= BLOCKS["plain"] - there
     assert files(tmp_path) == undisturbed["plain"][0]
 
@@ -295,11 +295,10 @@ def test_one_of_two_clients_is_interrupted(
     workers: Cluster, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     one, other = (
-        start(embed_to_store, "plain", tmp_path, scheduler=workers.address, pause=0.05) for _ in range(2)
+        start(embed_to_store, "plain", tmp_path, scheduler=workers.address, pause=0.2) for _ in range(2)
     )
-    for run in (one, other):
-        while run.hears()[1] < 3:
-            pass
+    while other.hears()[1] < 3:  # by then they share what is left
+        pass
     os.kill(one.process.pid, signal.SIGINT)
     assert one.hears("done", "error")[1] == "KeyboardInterrupt"
     assert other.hears("done", "error") == ("done",)

@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
-from xr_anysat.cube import BANDS, PIXEL, Cube, read_cube
+from xr_anysat.cube import BANDS, PIXEL, Cube, check_embedding, read_cube
 from xr_anysat.engine import Settings, device_of, encode, warn_if_empty
-from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
+from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.frames import (
     FRAMES_ATTR,
     SOURCE_ATTRS,
@@ -413,16 +413,7 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
     if how not in POOLS:
         raise OptionError(f"{how=}: wanted one of {', '.join(map(repr, POOLS))}")
     if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
-        dims = tuple(getattr(emb, "dims", ()))
-        if isinstance(emb, xr.Dataset) and "D" in dims:
-            raise CubeTypeError(
-                f"a Dataset of {[str(n) for n in emb.data_vars]}: wanted the DataArray (D, y, x) in it, "
-                "dataset['anysat'].anysat.pool()"
-            )
-        raise CubeTypeError(
-            f"a {type(emb).__name__} with dims {dims}, not those of an embedding cube, (D, y, x): call embed() first, "
-            "cube.anysat.embed(frames=8).anysat.pool()"
-        )
+        check_embedding(emb, "pool()")
     return _pooled(emb, how)
 
 
@@ -604,7 +595,7 @@ def _attrs(
     emb: xr.DataArray,
     lazy: bool,
 ) -> dict[str, Any]:
-    """All that is needed to make the embedding again, in types that every file format takes."""
+    """All that is needed to make the embedding again, in types that Zarr and NetCDF 4 take."""
     doy0 = made["doy"].values - record["doy_base"]
     attrs: dict[str, Any] = {
         "long_name": f"AnySat {config['output']} embedding",

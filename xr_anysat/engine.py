@@ -92,11 +92,7 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
         get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
         frames = da.from_array(frames, chunks=(-1, -1, 1024, 1024), name=False)
     dates = frames.shape[0]
-    out_bytes = settings.channels * 4 / settings.cell**2
-    windows = blocks_for(
-        rows, cols, settings.tile, pixel_bytes=max(dates * len(BANDS) * 4.0, out_bytes),
-        limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST,
-    )  # fmt: skip
+    windows = block_windows(rows, cols, settings, dates)
     down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
     blocks = ((dates,), (len(BANDS),), down, across)
     out = da.blockwise(
@@ -114,6 +110,19 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
         concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
     )  # fmt: skip
     return out.compute(scheduler="synchronous") if eager else out
+
+
+def pixel_bytes(settings: Settings, dates: int) -> tuple[float, float]:
+    """Bytes that a pixel has in a block's frames and in its embedding."""
+    return dates * len(BANDS) * 4.0, settings.channels * 4 / settings.cell**2
+
+
+def block_windows(rows: Axis, cols: Axis, settings: Settings, dates: int) -> int:
+    """Windows on the side of a block."""
+    most = max(pixel_bytes(settings, dates))
+    return blocks_for(
+        rows, cols, settings.tile, pixel_bytes=most, limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST
+    )
 
 
 def encode_block(

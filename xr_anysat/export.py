@@ -31,6 +31,7 @@ from xr_anysat.cube import BANDS, check_embedding
 from xr_anysat.errors import CubeError, StoreError, WriteError, warn
 from xr_anysat.model.weights import OFFICIAL
 from xr_anysat.radiometry import STATISTICS_LAYER
+from xr_anysat.recompute import in_turn
 from xr_anysat.store import DRAFT, Target, is_empty, keys, read, target_of, write, write_error
 
 if TYPE_CHECKING:
@@ -676,10 +677,11 @@ def _compute(
     get = get_scheduler(collections=[emb.data]) or threaded
     client = getattr(get, "__self__", None)
     try:
-        if hasattr(client, "scheduler_info"):
-            _on_cluster(client, graph, wanted, count)
-        else:
-            _in_process(get, graph, wanted, count)
+        with in_turn(graph, wanted):  # read the cube as it lies, so that little of it is held
+            if hasattr(client, "scheduler_info"):
+                _on_cluster(client, graph, wanted, count)
+            else:
+                _in_process(get, graph, wanted, count)
     except BaseException as error:
         error.add_note(
             f"{finished} of the {total} blocks of {target} are finished and stay: the same call goes on from there"

@@ -338,6 +338,7 @@ def plan_bins(times: np.ndarray, recipe: Recipe, recorded: str | None) -> tuple[
         "period": f"{start.date()}/{end.date()}",
         "acquisitions": len(inside),
         "outside_period": len(days) - len(inside),
+        "dates": [str(days[i].date()) for i in inside],
     }
     if n is None:
         day = pd.Timedelta(days=1)

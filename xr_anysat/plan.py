@@ -24,9 +24,17 @@ from xr_anysat.codecs import SCALE, check_codec, dtypes
 from xr_anysat.config import option
 from xr_anysat.cube import BANDS, PIXEL, Cube
 from xr_anysat.embedding import Request, binary, embed, physical_memory, prepare, scaled, smaller, too_large
-from xr_anysat.engine import BLOCK_BYTES, BLOCKS_AT_LEAST, Settings, device_of, encode_block
+from xr_anysat.engine import (
+    BLOCK_BYTES,
+    BLOCKS_AT_LEAST,
+    Settings,
+    block_windows,
+    device_of,
+    encode_block,
+    pixel_bytes,
+)
 from xr_anysat.frames import FRAMES_ATTR, bin_bounds, parse_period
-from xr_anysat.lattice import Axis, blocks_for, cell_chunks, spans
+from xr_anysat.lattice import Axis, cell_chunks, spans
 from xr_anysat.model.cost import PARAMETERS, multiply_adds, working_bytes
 from xr_anysat.model.weights import encoder_spec
 from xr_anysat.radiometry import PASTIS
@@ -413,9 +421,9 @@ class _Layout:
 def _layout(asked: Request, dates: int) -> _Layout:
     """The blocks that :func:`xr_anysat.engine.encode` makes."""
     s, rows, cols = asked.settings, asked.rows, asked.cols
-    read, made = dates * len(BANDS) * 4.0, s.channels * 4 / s.cell**2
+    read, made = pixel_bytes(s, dates)
     pixel = max(read, made)
-    n = blocks_for(rows, cols, s.tile, pixel_bytes=pixel, limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST)
+    n = block_windows(rows, cols, s, dates)
     total = rows.cells(s.tile)[1] * cols.cells(s.tile)[1]
     what, head = "output" if made >= read else "input", f"{n} × {n} windows a block"
     if total == 1:
