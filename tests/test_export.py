@@ -605,6 +605,14 @@ def moved(**place: Any) -> xr.DataArray:
     return small_cube(height=12, width=12, **place)
 
 
+def other_day() -> xr.DataArray:
+    """As many acquisitions in each bin of the same period, one of them a day later."""
+    cube = small_cube(height=12, width=12)
+    days = cube["time"].values.copy()
+    days[4] += np.timedelta64(1, "D")
+    return cube.assign_coords(time=days)
+
+
 def listed(name: str) -> xr.DataArray:
     """A cube as of a catalog, one of whose many items is called `name`."""
     cube = small_cube(height=12, width=12)
@@ -634,6 +642,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], str]] = {
     "no CRS": (lambda **o: embedded(moved(crs=None), **o), 'grid.crs is "EPSG:32632" in the store and null here'),
     "area": (lambda **o: embedded(moved().isel(y=slice(11)), **o), r"grid\.shape is \[256, 7, 7\] in the store"),
     "dates": (lambda **o: embedded(frames=None, **o), "n_frames is 3 in the store and 9 here"),
+    "acquisitions": (lambda **o: embedded(other_day(), **o), r"frames\.dates is .* in the store and .* here"),
     "items": (lambda **o: embedded(listed("S2A_0040"), **o), "source is null in the store and {"),
 }  # fmt: skip
 

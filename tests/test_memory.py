@@ -114,12 +114,11 @@ def held(graph: HighLevelGraph, keys: list[Any], get: Callable[..., Any] = dask.
 
 @pytest.mark.parametrize("chunks", LAYOUTS.values(), ids=LAYOUTS)
 def test_no_more_than_a_band_is_held(chunks: tuple[int, ...]) -> None:
-    """A wider area adds the rows of a block, and of a chunk that reaches over the whole width, and nothing else."""
-    most = [held(*work(embedded(side, chunks))) for side in SIDES]
-    rows = BLOCK + (chunks[2] if chunks[3] < 0 else 0)
-    for wider, more in zip(np.diff(SIDES), np.diff(most), strict=True):
-        assert more <= 1.25 * wider * rows * PIXEL
-    assert most[-1] < SIDES[-1] ** 2 * PIXEL / 8
+    """The frames of a chunk and the dates of a bin they are made of, and the rows of a block across the area."""
+    for side in SIDES:
+        height, width = (side if n < 0 else n for n in chunks[2:])
+        chunk = height * width * (PIXEL + max(chunks[0], DATES // FRAMES) * DATE_PIXEL)
+        assert held(*work(embedded(side, chunks))) <= chunk + 1.25 * side * BLOCK * PIXEL
 
 
 @pytest.mark.parametrize("side", SIDES[:2])
