@@ -554,3 +554,11 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         names["client"].close()
     assert np.isfinite(xr_anysat.open("embeddings.zarr").values).any()
     assert names["emb"].data.dask.layers[names["emb"].data.name].annotations == {"resources": {"GPU": 1}}
+
+
+def test_prepare_is_found_as_the_readme_writes_it() -> None:
+    code = "import sys, xr_anysat; assert 'distributed' not in sys.modules; print(xr_anysat.distributed.prepare.__name__)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "prepare"
+    )

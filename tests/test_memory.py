@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -119,6 +120,15 @@ def test_no_more_than_a_band_is_held(chunks: tuple[int, ...]) -> None:
         height, width = (side if n < 0 else n for n in chunks[2:])
         chunk = height * width * (PIXEL + max(chunks[0], DATES // FRAMES) * DATE_PIXEL)
         assert held(*work(embedded(side, chunks))) <= chunk + 1.25 * side * BLOCK * PIXEL
+
+
+def test_writing_holds_no_more_either(tmp_path: Path) -> None:
+    side, chunks = SIDES[1], LAYOUTS["all dates"]
+    with Held() as bytes_held, dask.config.set(scheduler="sync"):
+        embedded(side, chunks).anysat.to_zarr(tmp_path / "area.zarr")
+    assert (
+        bytes_held.most <= chunks[2] * chunks[3] * (PIXEL + DATES * DATE_PIXEL) + 1.25 * side * BLOCK * PIXEL
+    )
 
 
 @pytest.mark.parametrize("side", SIDES[:2])

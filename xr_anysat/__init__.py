@@ -5,6 +5,7 @@ Importing xr_anysat registers the ``.anysat`` accessor on xarray's DataArray and
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.accessor import register
@@ -79,4 +80,6 @@ def __getattr__(name: str) -> Any:
         from xr_anysat.model.verify import verify
 
         return verify
+    if name == "distributed":
+        return import_module("xr_anysat.distributed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,7 @@ class WeightsError(AnySatError, ValueError):
 
 
 class DeviceError(AnySatError, ValueError):
-    """The device that was asked for is not there."""
+    """The device that was asked for is not there, or has too little memory."""
 
 
 class CatalogError(AnySatError, ValueError):
