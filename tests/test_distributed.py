@@ -557,6 +557,8 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_prepare_is_found_as_the_readme_writes_it() -> None:
-    code = "import sys, xr_anysat; print('distributed' in sys.modules, xr_anysat.distributed.prepare.__name__)"
+    code = (
+        "import sys, xr_anysat; print('distributed' in sys.modules, xr_anysat.distributed.prepare.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "prepare"], done.stderr
