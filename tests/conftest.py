@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask.threaded
 import pytest
 
 import xr_anysat
@@ -31,3 +32,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's own cache."""
     with xr_anysat.config.set(cache_dir=str(tmp_path_factory.getbasetemp() / "cache")):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_threads() -> None:
+    """Threads of dask's that have torch's number of threads as it is now: each keeps what it was born with."""
+    dask.threaded.default_pool = None

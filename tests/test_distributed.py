@@ -387,6 +387,7 @@ def test_outside_a_worker_the_users_number_holds(block: Any) -> None:
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    dask.threaded.default_pool = None  # its threads keep the number that they were born with
     yield
     torch.set_num_threads(before)
 

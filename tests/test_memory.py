@@ -23,7 +23,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 import xr_anysat
 from xr_anysat import engine, radiometry
 from xr_anysat.frames import BAND_BYTES, composite
-from xr_anysat.recompute import in_turn, reading_priority
+from xr_anysat.recompute import in_turn, reading_priority, turns
 
 DATES, FRAMES, TILE, BLOCK = 12, 4, 8, 24
 DATE_PIXEL = 10 * 2  # bytes of a pixel of a date
@@ -195,7 +195,7 @@ def test_no_more_than_a_band_is_held_on_a_cluster() -> None:
             assert not any("P2P" in type(layer).__name__ for layer in emb.data.dask.layers.values())
             graph, keys = work(emb)
             managed.most = 0
-            with in_turn(graph, keys):
+            with dask.annotate(priority=turns(graph, keys)):
                 client.get(graph, keys)
             most.append(managed.most)
     assert most[1] - most[0] <= 2 * (SIDES[-1] - SIDES[0]) * BLOCK * PIXEL

@@ -31,7 +31,7 @@ from xr_anysat.cube import BANDS, check_embedding
 from xr_anysat.errors import CubeError, StoreError, WriteError, warn
 from xr_anysat.model.weights import OFFICIAL
 from xr_anysat.radiometry import STATISTICS_LAYER
-from xr_anysat.recompute import in_turn
+from xr_anysat.recompute import in_turn, turns
 from xr_anysat.store import DRAFT, Target, is_empty, keys, read, target_of, write, write_error
 
 if TYPE_CHECKING:
@@ -677,11 +677,10 @@ def _compute(
     get = get_scheduler(collections=[emb.data]) or threaded
     client = getattr(get, "__self__", None)
     try:
-        with in_turn(graph, wanted):  # read the cube as it lies, so that little of it is held
-            if hasattr(client, "scheduler_info"):
-                _on_cluster(client, graph, wanted, count)
-            else:
-                _in_process(get, graph, wanted, count)
+        if hasattr(client, "scheduler_info"):
+            _on_cluster(client, graph, wanted, count)
+        else:
+            _in_process(get, graph, wanted, count)
     except BaseException as error:
         error.add_note(
             f"{finished} of the {total} blocks of {target} are finished and stay: the same call goes on from there"
@@ -694,7 +693,8 @@ def _in_process(get: Any, graph: Any, keys: list[Any], count: Callable[[], None]
     from dask.callbacks import Callback
 
     wanted = set(keys)
-    with Callback(posttask=lambda key, *_: count() if key in wanted else None):
+    done = Callback(posttask=lambda key, *_: count() if key in wanted else None)
+    with done, in_turn(graph, keys):  # the cube is read as it lies, so that little of it is held
         get(graph, keys)
 
 
@@ -704,9 +704,11 @@ def _on_cluster(client: Any, graph: Any, keys: list[Any], count: Callable[[], No
     A block is forgotten as soon as it is finished: were the cluster still to know it when its worker dies,
     it would be computed again.
     """
+    from dask.base import annotate
     from distributed import as_completed
 
-    futures = client.get(graph, keys, sync=False, retries=RETRIES)
+    with annotate(priority=turns(graph, keys)):  # no longer: annotations are those of every thread
+        futures = client.get(graph, keys, sync=False, retries=RETRIES)
     running = dict.fromkeys(futures)
     try:
         for future in as_completed(futures, loop=client.loop):

@@ -11,13 +11,12 @@ dask finds, which takes blocks within a chunk first, wherever they are. `in_turn
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import dask.array as da
 import xarray as xr
-from dask.base import annotate, clone_key
+from dask.base import clone_key
 from dask.callbacks import Callback
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer
@@ -92,12 +91,11 @@ def _renamed(data: Any) -> Any:
     return da.Array(graph, name, chunks=data.chunks, meta=data._meta)
 
 
-@contextmanager
-def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Iterator[None]:
-    """Have schedulers read what `keys` of `graph` need in the order of `keys`.
+def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Callback:
+    """Have a scheduler of this process read what `keys` of `graph` need in the order of `keys`.
 
-    Within, hand the graph to a scheduler, as it is: on a cluster the order goes with the tasks as their
-    priority, in this process it is set when the work begins. Whatever is not reading comes first.
+    Within, hand the graph to the scheduler as it is. On a cluster the order goes with the tasks:
+    ``dask.annotate(priority=turns(graph, keys))``.
 
     Examples
     --------
@@ -108,14 +106,15 @@ def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Iterator[None]:
     ...     len(get(array.dask, keys))
     4
     """
+    priority = turns(graph, keys)
+    # dask takes the last one that is ready
+    return Callback(start_state=lambda _, state: state["ready"].sort(key=priority))
+
+
+def turns(graph: HighLevelGraph, keys: Iterable[Any]) -> Callable[[Any], int]:
+    """Priority of a task, by its key: see `reading_priority`; whatever is not reading comes first, with 0."""
     # a plain dict's own method: the scheduler of a cluster needs no xr_anysat to call it
-    priority = defaultdict(int, reading_priority(graph, keys)).__getitem__
-
-    def begin(dsk: Any, state: dict[str, Any]) -> None:
-        state["ready"].sort(key=priority)  # dask takes the last one
-
-    with annotate(priority=priority), Callback(start_state=begin):
-        yield
+    return defaultdict(int, reading_priority(graph, keys)).__getitem__
 
 
 def reading_priority(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, int]:
