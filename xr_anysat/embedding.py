@@ -20,6 +20,7 @@ from xr_anysat.engine import Settings, device_of, encode, warn_if_empty
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.frames import (
     FRAMES_ATTR,
+    RECHUNK,
     SOURCE_ATTRS,
     Period,
     Recipe,
@@ -514,7 +515,7 @@ def _resized(data: Any, size: int) -> Any:
     weights = bilinear(data.shape[-1], size)
     if isinstance(data, np.ndarray):
         return resample(data, weights)
-    data = data.rechunk({2: -1, 3: -1})
+    data = data.rechunk({2: -1, 3: -1}, method=RECHUNK)
     return data.map_blocks(
         resample, weights, chunks=(*data.chunks[:2], (size,), (size,)), dtype=np.float32,
         meta=np.empty((0,) * 4, np.float32),
