@@ -175,11 +175,10 @@ def _threads_of_the_worker() -> Iterator[None]:
     """
     import torch
 
-    threads, wanted = torch.get_num_threads(), _nthreads()
-    if wanted in (None, threads):
-        yield
-        return
-    torch.set_num_threads(wanted)
+    threads = torch.get_num_threads()
+    # also where it stays the same: until it is set for the first time in a process, MKL takes fewer threads for
+    # small matrices, and other bits come out
+    torch.set_num_threads(_nthreads() or threads)
     try:
         yield
     finally:
