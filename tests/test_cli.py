@@ -29,6 +29,7 @@ from stac_servers import Fault, FaultyServer
 import xr_anysat
 from xr_anysat import cli
 from xr_anysat.__main__ import main
+from xr_anysat.embedding import binary
 from xr_anysat.errors import AnySatWarning
 from xr_anysat.model import verify, weights
 from xr_anysat.scene import make_scene
@@ -333,7 +334,7 @@ def test_what_is_not_given_is_not_passed_on(area, capsys):
     assert f"in {str(area.store)!r}. To open it in Python:" in said.err
     assert f"emb = xr_anysat.open({str(area.store)!r})" in said.err
     size = sum(len(b) for b in contents(area.store).values())
-    assert dask.utils.format_bytes(size) in said.err
+    assert binary(size) in said.err
 
 
 def test_every_date_a_frame_and_saved_statistics(area, tmp_path, capsys):

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 import xr_anysat
 from xr_anysat.config import MODEL, option
 from xr_anysat.demo import run
+from xr_anysat.embedding import binary
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
 from xr_anysat.model import weights as weights_of
 from xr_anysat.stac import open_s2
@@ -223,8 +224,6 @@ def embed(
     **options: Any,
 ) -> None:
     """Embed an area into a Zarr store; run it again after an interruption, and it goes on."""
-    from dask.utils import format_bytes
-
     from xr_anysat.codecs import check_codec
     from xr_anysat.store import target_of
 
@@ -251,7 +250,7 @@ def embed(
         again = [a for a in context.obj["arguments"] if a != "--no-resume"]
         stop.add_note(f"Go on by the same command:\n  {shlex.join([*context.obj['program'], *again])}")
         raise
-    say(f"{format_bytes(_size(target.address))} in {target}. To open it in Python:")
+    say(f"{binary(_size(target.address))} in {target}. To open it in Python:")
     say(f"  import xr_anysat; emb = xr_anysat.open({target.address!r})")
     print(target.address)
 
@@ -324,8 +323,6 @@ def path() -> None:
 @_with_options({name: EMBEDDING[name] for name in ("model", "weights")})
 def info(**options: Any) -> None:
     """Tell which weights embed would use, and where they are."""
-    from dask.utils import format_bytes
-
     spec, official = _spec(_given(options, EMBEDDING)), weights_of.OFFICIAL
     source, sha256, file = spec.source, spec.sha256, "made from the seed"
     if source == "official":
@@ -335,7 +332,7 @@ def info(**options: Any) -> None:
     elif not source.startswith("random:"):
         file = source
     if Path(file).is_file():
-        file += f", {format_bytes(Path(file).stat().st_size)}"
+        file += f", {binary(Path(file).stat().st_size)}"
     download = "forbidden (option offline)" if weights_of.offline() else "allowed"
     lines = {"model": spec.size, "weights": source, "sha256": sha256, "file": file}
     for name, value in {**lines, "cache": weights_of.cache_dir(), "download": download}.items():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.cube import check_embedding
+from xr_anysat.cube import check_embedding, grid_of
 from xr_anysat.errors import AnySatError, CubeError, OptionError, WriteError
 from xr_anysat.export import to_zarr
 
@@ -202,9 +202,7 @@ def _channels(bands: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def _geobox(emb: xr.DataArray) -> GeoBox:
-    import odc.geo.xr  # noqa: F401 (registers .odc)
-
-    geobox: GeoBox | None = emb.odc.geobox
+    geobox = grid_of(emb)
     if geobox is None or geobox.crs is None:
         raise CubeError(
             "an embedding cube without a CRS, or without y and x: a GeoTIFF needs both. Give the cube coordinates and "

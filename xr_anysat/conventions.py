@@ -18,8 +18,8 @@ import xarray as xr
 
 from xr_anysat.catalogs import CATALOGS
 from xr_anysat.codecs import SCALE, VALUES, dtypes
-from xr_anysat.cube import BANDS, PIXEL
-from xr_anysat.model.spec import channels
+from xr_anysat.cube import BANDS, PIXEL, grid_of
+from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.model.weights import OFFICIAL
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def group_attributes(
     >>> attributes["spatial:transform"], attributes["spatial:bbox"]
     ([10.0, 0.0, -5.0, 0.0, -10.0, 30.0], [-5.0, 10.0, 25.0, 30.0])
     """
-    geobox = _geobox(emb)
+    geobox = grid_of(emb)
     declared: list[dict[str, str]] = []
     attributes: dict[str, Any] = {}
     if _recorded(emb):
@@ -169,7 +169,7 @@ def stac_item(
     """
     if not _recorded(emb):
         return None
-    attrs, weights, geobox = emb.attrs, _weights(emb.attrs), _geobox(emb)
+    attrs, weights, geobox = emb.attrs, _weights(emb.attrs), grid_of(emb)
     model = f"./{weights.id}.json"
     start, end = (pd.Timestamp(day) for day in attrs["temporal_window"].split("/"))
     decoding = (
@@ -337,7 +337,7 @@ def _weights(attrs: dict[Any, Any]) -> _Weights:
     """The weights of a record."""
     size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
     kind, _, rest = source.partition(":")
-    hashed = sha256.startswith(OFFICIAL.sha256_prefix) and sha256.endswith(OFFICIAL.sha256_suffix)
+    hashed = OFFICIAL.has(sha256)
     if hashed or source == "official":
         asset = {
             "href": f"{HUB}/resolve/main/{OFFICIAL.filename}",
@@ -377,7 +377,7 @@ def _title(attrs: dict[Any, Any]) -> str:
 
 def _cell(attrs: dict[Any, Any]) -> int:
     """Pixels on the side of a cell."""
-    return {"patch": int(attrs["patch_size_m"] // PIXEL), "tile": int(attrs["tile"])}.get(attrs["output"], 1)
+    return cell_side(attrs["output"], side=int(attrs["patch_size_m"] // PIXEL), tile=int(attrs["tile"]))
 
 
 def _gsd(attrs: dict[Any, Any], geobox: GeoBox) -> float:
@@ -420,13 +420,6 @@ def _geoemb(
     if quantization is not None:
         members["quantization"] = quantization
     return {f"geoemb:{key}": value for key, value in members.items()}
-
-
-def _geobox(emb: xr.DataArray) -> GeoBox | None:
-    """The grid of a cube, without a CRS where that has none; None without coordinates."""
-    import odc.geo.xr  # noqa: F401 (registers .odc)
-
-    return emb.odc.geobox
 
 
 def _proj(geobox: GeoBox) -> dict[str, str]:

@@ -116,6 +116,14 @@ def check_embedding(emb: Any, call: str) -> None:
     )
 
 
+def grid_of(array: xr.DataArray) -> GeoBox | None:
+    """Grid of a cube, with or without a CRS; None where its coordinates are none."""
+    import odc.geo.xr  # noqa: F401 (registers .odc)
+
+    geobox: GeoBox | None = array.odc.geobox
+    return geobox
+
+
 def read_cube(
     obj: xr.DataArray | xr.Dataset, *, bands: Sequence[str] | None = None, nodata: float | None = None
 ) -> Cube:

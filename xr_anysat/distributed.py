@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import xarray as xr
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from xr_anysat.embedding import NOT_LOADED
 from xr_anysat.errors import AnySatError, CubeTypeError, WeightsError
 from xr_anysat.model.weights import (
     ENCODED,
@@ -104,7 +105,7 @@ def _spec_of(emb: xr.DataArray) -> EncoderSpec:
     return EncoderSpec(
         config["model"],
         config["weights"],
-        None if sha256 == "not loaded yet" else sha256,
+        None if sha256 == NOT_LOADED else sha256,
         config["device"],
         config["precision"],
     )

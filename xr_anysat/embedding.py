@@ -47,6 +47,9 @@ for the embeddings; larger ones are composed twice, so that memory does not grow
 LAZY_BYTES = 1 << 40
 """Size of a lazy output from which on it is asked whether so much is meant."""
 
+NOT_LOADED = "not loaded yet"
+"""In the record, in place of the hash of an official checkpoint that was not here when a lazy graph was built."""
+
 PATCHES_MAX = 1024
 """Patches a window that upstream advises at most (README of gastruc/AnySat)."""
 
@@ -161,7 +164,7 @@ def embed(
     >>> emb.dims, emb.shape, emb.attrs["doy0_values"]
     (('D', 'y', 'x'), (256, 6, 6), [69, 145, 221, 297])
     """
-    asked = prepare(**locals())
+    asked = request(**locals())
     absurd = too_large(asked, lazy=asked.canonical.array.chunks is not None)
     if absurd is not None:
         warn(f"{absurd}. cube.anysat.plan(...) tells what it takes")
@@ -256,7 +259,7 @@ class Request:
         return self.settings.norm == "per_tile_zscore" and frames_bytes > SHARED_BYTES
 
 
-def prepare(cube: xr.DataArray | xr.Dataset, **options: Any) -> Request:
+def request(cube: xr.DataArray | xr.Dataset, **options: Any) -> Request:
     """Check the options of :func:`embed`, all of them given, against each other and the cube's metadata.
 
     Raises
@@ -602,7 +605,7 @@ def _attrs(
         "long_name": f"AnySat {config['output']} embedding",
         "model": spec.size,
         "weights": spec.source,
-        "weights_sha256": (spec.sha256 if lazy else loaded_sha256(spec)) or "not loaded yet",
+        "weights_sha256": (spec.sha256 if lazy else loaded_sha256(spec)) or NOT_LOADED,
         "output": config["output"],
         "patch_size_m": config["patch_size"],
         "tile": config["tile"],

@@ -26,7 +26,7 @@ from xr_anysat.cube import BANDS
 from xr_anysat.errors import CubeError, DeviceError, warn
 from xr_anysat.frames import RECHUNK
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
-from xr_anysat.model.spec import channels
+from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
 from xr_anysat.radiometry import check_values, clip, normalize, observed
 
@@ -59,7 +59,7 @@ class Settings:
     @property
     def cell(self) -> int:
         """Pixels on the side of an output cell."""
-        return {"patch": self.side, "tile": self.tile}.get(self.output, 1)
+        return cell_side(self.output, side=self.side, tile=self.tile)
 
     @property
     def channels(self) -> int:
@@ -87,14 +87,13 @@ def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) 
     """
     import dask.array as da
 
-    eager = isinstance(frames, np.ndarray)
-    if eager:  # the same graph, computed at once; a name of its own spares hashing all pixels
-        get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
-        frames = da.from_array(frames, chunks=(-1, -1, 1024, 1024), name=False)
-    dates = frames.shape[0]
+    eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
     windows = block_windows(rows, cols, settings, dates)
     down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
     blocks = ((dates,), (len(BANDS),), down, across)
+    if eager:  # the same graph, computed at once; a name of its own spares hashing all pixels
+        get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
+        frames = da.from_array(frames, chunks=blocks, name=False)
     out = da.blockwise(
         encode_block, "dyx",
         frames.rechunk(blocks, method=RECHUNK), "tbyx",
@@ -167,17 +166,16 @@ def encode_block(
 
 @contextmanager
 def _threads_of_the_worker() -> Iterator[None]:
-    """Give torch the threads of the dask-distributed worker that this task runs on, if it runs on one.
+    """Give torch the threads of the dask-distributed worker that this task runs on, else those it has.
 
-    Torch keeps the number a thread, so it is set in the thread of the task, each time. It is set back,
-    because threads that start later take the last number over, and with ``processes=False`` they may be
-    the user's own.
+    Torch keeps the number a thread, so it is set in the thread of the task, each time. It is set also
+    where it stays the same: until that is done once in a process, MKL takes fewer threads for small
+    matrices, and other bits come out. It is set back, because threads that start later take the last
+    number over, and with ``processes=False`` they may be the user's own.
     """
     import torch
 
     threads = torch.get_num_threads()
-    # also where it stays the same: until it is set for the first time in a process, MKL takes fewer threads for
-    # small matrices, and other bits come out
     torch.set_num_threads(_nthreads() or threads)
     try:
         yield

@@ -18,7 +18,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.codecs import SCALE, VALUES, check_codec, decode, dtypes, encode
-from xr_anysat.cube import BANDS, check_embedding
+from xr_anysat.cube import BANDS, check_embedding, grid_of
 from xr_anysat.errors import CubeError, StoreError, WriteError, warn
+from xr_anysat.frames import RECHUNK
 from xr_anysat.model.weights import OFFICIAL
 from xr_anysat.radiometry import STATISTICS_LAYER
 from xr_anysat.recompute import in_turn, turns
@@ -152,7 +153,7 @@ def to_zarr(
     emb = _storable(emb)
     if emb.chunks is None:
         emb = emb.chunk({"D": -1, "y": BLOCK_CELLS, "x": BLOCK_CELLS})
-    margin, block = _blocks_of(emb)
+    layout = Layout(codec, *_blocks_of(emb))
     root = target.root()
     found = _read_identity(root, target)
     if found is not None and not resume:
@@ -161,14 +162,12 @@ def to_zarr(
             "another path. If it is not wanted any more, delete it first"
         )
     if found is not None:  # before statistics are computed, which may take hours
-        margin, block = tuple(found["margin"]), tuple(found["block"])
-        _check_same(found, _identity(emb, codec, margin, block), target)
-    emb = _in_blocks(emb, margin, block)
-    stored = _with_margin(emb, margin)
-    emb, stored = _with_statistics(emb, stored, found)
-    mine = _identity(emb, codec, margin, block)
-    _begin(root, target, stored, codec, block, mine)
-    layout = Layout(codec, margin, block, tuple(dtypes(codec, emb.dtype)))
+        layout = Layout(codec, tuple(found["margin"]), tuple(found["block"]))
+        _check_same(found, _identity(emb, layout), target)
+    emb = _with_statistics(_in_blocks(emb, layout), found)
+    stored = _with_margin(emb, layout.margin)
+    mine = _identity(emb, layout)
+    _begin(root, target, stored, layout, mine)
     blocks = layout.blocks(stored.shape[1:])
     missing = sorted(blocks - _finished(root, layout))
     _compute(emb, target, layout, missing, len(blocks), progress)
@@ -217,7 +216,7 @@ def open(
     if found is None:
         raise StoreError(f"there is no store at {target}: wanted what emb.anysat.to_zarr(...) wrote")
     codec, margin, block = found["codec"], found["margin"], found["block"]
-    layout = Layout(codec, tuple(margin), tuple(block), tuple(dtypes(codec, found["dtype"])))
+    layout = Layout(codec, tuple(margin), tuple(block))
     dataset = xr.open_zarr(root, chunks={"D": -1, "y": block[0], "x": block[1]}, decode_coords="all")
     wanted = layout.blocks((dataset.sizes["y"], dataset.sizes["x"]))
     unfinished = len(wanted - _finished(root, layout))
@@ -254,14 +253,16 @@ class Layout:
         Cells of the store before the cube's first, along y and x.
     block : (int, int)
         Cells of a block along y and x.
-    arrays : tuple of str
-        The arrays that every block has a shard in.
     """
 
     codec: str | None
     margin: tuple[int, ...]
     block: tuple[int, ...]
-    arrays: tuple[str, ...]
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays that every block has a shard in."""
+        return tuple(dtypes(self.codec, np.float32))
 
     def blocks(self, shape: tuple[int, ...]) -> set[tuple[int, int]]:
         """All blocks of a store of `shape` cells."""
@@ -283,7 +284,7 @@ def _storable(emb: xr.DataArray) -> xr.DataArray:
             "emb.attrs.pop(name), or rename it"
         )
     emb = emb.assign_coords({k: c.compute() for k, c in emb.coords.items() if c.chunks is not None})
-    geobox = _grid(emb)
+    geobox = grid_of(emb)
     if geobox is None or "spatial_ref" not in emb.coords:
         return emb
     own = [float(v) for v in str(emb["spatial_ref"].attrs.get(TRANSFORM, "nan")).split()]
@@ -296,7 +297,7 @@ def _blocks_of(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
     """Margin and cells of a block, along y and x, for a store of a chunked cube: its chunks, if they will do."""
     # a margin has coordinates only where there is a grid, and nothing but the grid goes along it
     along = {k for k, c in emb.coords.items() if {"y", "x"} & set(c.dims)}
-    geobox = _grid(emb)
+    geobox = grid_of(emb)
     extends = (
         geobox is not None and along == {"y", "x"} and (geobox.crs is None or "spatial_ref" in emb.coords)
     )
@@ -310,13 +311,13 @@ def _blocks_of(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
     return (margins[0], margins[1]), (sides[0], sides[1])
 
 
-def _in_blocks(emb: xr.DataArray, margin: tuple[int, int], block: tuple[int, int]) -> xr.DataArray:
+def _in_blocks(emb: xr.DataArray, layout: Layout) -> xr.DataArray:
     """The cube in chunks that are the blocks of a store."""
-    sizes = [emb.sizes["y"], emb.sizes["x"]]
-    chunks = [(emb.sizes["D"],), *(_cut(n, m, b) for n, m, b in zip(sizes, margin, block, strict=True))]
+    sizes = zip((emb.sizes["y"], emb.sizes["x"]), layout.margin, layout.block, strict=True)
+    chunks = [(emb.sizes["D"],), *(_cut(*each) for each in sizes)]
     if chunks == list(emb.chunks or ()):
         return emb
-    return emb.copy(data=emb.data.rechunk(tuple(chunks), method="tasks"))
+    return emb.copy(data=emb.data.rechunk(tuple(chunks), method=RECHUNK))
 
 
 def _cut(size: int, margin: int, side: int) -> tuple[int, ...]:
@@ -331,7 +332,7 @@ def _cut(size: int, margin: int, side: int) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(edges))
 
 
-def _inner(block: tuple[int, int], cell_bytes: int) -> tuple[int, int]:
+def _inner(block: tuple[int, ...], cell_bytes: int) -> tuple[int, int]:
     """Cells of an inner chunk along y and x: whole parts of a block.
 
     Examples
@@ -347,7 +348,7 @@ def _inner(block: tuple[int, int], cell_bytes: int) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _with_margin(emb: xr.DataArray, margin: tuple[int, int]) -> xr.DataArray:
+def _with_margin(emb: xr.DataArray, margin: tuple[int, ...]) -> xr.DataArray:
     """The cube as it is stored, with nothing in it: its margin is there, its coordinates go on."""
     import dask.array as da
 
@@ -357,7 +358,7 @@ def _with_margin(emb: xr.DataArray, margin: tuple[int, int]) -> xr.DataArray:
         return emb.copy(data=data)
     from odc.geo.xr import xr_coords
 
-    geobox = _grid(emb)
+    geobox = grid_of(emb)
     assert geobox is not None  # or there were no margin
     wider = geobox.pad(margin[1], margin[0])
     grid = xr_coords(wider, dims=("y", "x"))
@@ -385,21 +386,12 @@ def _with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.Dat
     return emb.assign_coords(spatial_ref=own)
 
 
-def _grid(emb: xr.DataArray) -> GeoBox | None:
-    import odc.geo.xr  # noqa: F401 (registers .odc)
-
-    geobox: GeoBox | None = emb.odc.geobox
-    return geobox
-
-
 # ---------------------------------------------------------------------- identity
 
 
-def _identity(
-    emb: xr.DataArray, codec: str | None, margin: tuple[int, int], block: tuple[int, int]
-) -> dict[str, Any]:
+def _identity(emb: xr.DataArray, layout: Layout) -> dict[str, Any]:
     """All that a resumed run must have in common with the store, as JSON has it."""
-    geobox = _grid(emb)
+    geobox = grid_of(emb)
     grid: dict[str, Any] = {"shape": list(emb.shape)}
     if geobox is not None:
         grid |= {"crs": _crs_name(geobox.crs), "transform": list(geobox.affine)[:6]}
@@ -410,7 +402,7 @@ def _identity(
     others = {str(k): c for k, c in emb.coords.items() if k != "spatial_ref"}
     coords = {k: list(c.dims) if c.dims else str(c.values) for k, c in others.items()}
     identity = {
-        "codec": codec, "dtype": str(emb.dtype), "margin": list(margin), "block": list(block),
+        **asdict(layout), "dtype": str(emb.dtype),
         "grid": grid, "coords": coords, "weights": _weights(emb.attrs), "attrs": _nested(emb.attrs),
     }  # fmt: skip
     out: dict[str, Any] = json.loads(json.dumps(identity, default=_plain))
@@ -426,8 +418,7 @@ def _crs_name(crs: Any) -> str | None:
 def _weights(attrs: dict[Any, Any]) -> str | None:
     """What tells weights apart, wherever they lie: their hash, but for those that have none, or none yet."""
     source, sha256 = attrs.get("weights"), attrs.get("weights_sha256")
-    ends = str(sha256).startswith(OFFICIAL.sha256_prefix), str(sha256).endswith(OFFICIAL.sha256_suffix)
-    if source == "official" or all(ends):
+    if source == "official" or OFFICIAL.has(str(sha256)):
         return "official"
     return source if str(source).startswith("module:") else sha256
 
@@ -522,9 +513,7 @@ def _short(value: Any, other: Any) -> str:
 # ---------------------------------------------------------------------- statistics
 
 
-def _with_statistics(
-    emb: xr.DataArray, stored: xr.DataArray, found: dict[str, Any] | None
-) -> tuple[xr.DataArray, xr.DataArray]:
+def _with_statistics(emb: xr.DataArray, found: dict[str, Any] | None) -> xr.DataArray:
     """The cube with the statistics of ``per_tile_zscore`` as numbers: in its graph, and in its attrs.
 
     They are those in the store, if there are any: a resumed run need not read the cube twice.
@@ -536,7 +525,7 @@ def _with_statistics(
     graph = emb.data.__dask_graph__()
     names = [n for n in getattr(graph, "layers", {}) if n.startswith(STATISTICS_LAYER)]
     if len(names) != 1:
-        return emb, stored
+        return emb
     name = names[0]
     kept = {} if found is None else found["attrs"]
     if "norm_mean" in kept:
@@ -549,27 +538,19 @@ def _with_statistics(
     dependencies = {**graph.dependencies, name: set()}
     graph = HighLevelGraph(layers, dependencies)
     data = da.Array(graph, emb.data.name, chunks=emb.data.chunks, meta=emb.data._meta)
-    emb, stored = emb.copy(data=data), stored.copy()
-    for cube in (emb, stored):
-        cube.attrs = {k: v for k, v in cube.attrs.items() if k != "norm_statistics"}
-        cube.attrs["norm_bands"] = list(BANDS)
-        cube.attrs["norm_mean"], cube.attrs["norm_std"] = values.tolist()
-    return emb, stored
+    mean, std = values.tolist()
+    attrs = {k: v for k, v in emb.attrs.items() if k != "norm_statistics"}
+    emb = emb.copy(data=data)
+    emb.attrs = {**attrs, "norm_bands": list(BANDS), "norm_mean": mean, "norm_std": std}
+    return emb
 
 
 # ---------------------------------------------------------------------- writing
 
 
-def _begin(
-    root: Any,
-    target: Target,
-    stored: xr.DataArray,
-    codec: str | None,
-    block: tuple[int, int],
-    mine: dict[str, Any],
-) -> None:
+def _begin(root: Any, target: Target, stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) -> None:
     """Put all metadata and coordinates in place, or find that they are."""
-    head = _head(stored, codec, block, mine)
+    head = _head(stored, layout, mine)
     write(root, "zarr.json", head.pop("zarr.json"), target, replace=False)
     found = _read_identity(root, target)  # another run may have been first
     assert found is not None
@@ -578,9 +559,7 @@ def _begin(
         write(root, key, value, target, replace=False)
 
 
-def _head(
-    stored: xr.DataArray, codec: str | None, block: tuple[int, int], mine: dict[str, Any]
-) -> dict[str, bytes]:
+def _head(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) -> dict[str, bytes]:
     """Files of the store but for the blocks, made by xarray and zarr in memory."""
     from zarr.codecs import BloscCodec
     from zarr.storage import MemoryStore
@@ -588,15 +567,15 @@ def _head(
     from xr_anysat import conventions
 
     cell_bytes = stored.sizes["D"] * stored.dtype.itemsize
-    inner = _inner(block, cell_bytes)
+    inner = _inner(layout.block, cell_bytes)
     arrays, encoding = {}, {}
-    for name, dtype in dtypes(codec, stored.dtype).items():
+    for name, dtype in dtypes(layout.codec, stored.dtype).items():
         array = stored if name == VALUES else stored.isel(D=0, drop=True)
         depth = (stored.sizes["D"],) if name == VALUES else ()
         fill = np.nan if dtype.kind == "f" else 0
         arrays[name] = array.astype(dtype).drop_attrs(deep=False) if name != VALUES else array.astype(dtype)
         encoding[name] = {
-            "chunks": (*depth, *inner), "shards": (*depth, *block), "fill_value": fill,
+            "chunks": (*depth, *inner), "shards": (*depth, *layout.block), "fill_value": fill,
             "compressors": (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),),
         }  # fmt: skip
         if dtype.kind == "f":
@@ -605,10 +584,10 @@ def _head(
     texts = {k: c.astype(object) for k, c in stored.coords.items() if c.dtype.kind == "U"}
     group = conventions.group_attributes(
         stored,
-        data_type=str(dtypes(codec, stored.dtype)[VALUES]),
-        quantization=conventions.QUANTIZATION.get(codec),
+        data_type=str(dtypes(layout.codec, stored.dtype)[VALUES]),
+        quantization=conventions.QUANTIZATION.get(layout.codec),
     )
-    sides = dict(zip(("y", "x"), block, strict=True))
+    sides = dict(zip(("y", "x"), layout.block, strict=True))
     for key, coord in stored.coords.items():
         if coord.ndim and key not in coord.dims:  # in chunks that blocks lie in, too
             encoding[str(key)] = {"chunks": tuple(sides.get(str(d), n) for d, n in coord.sizes.items())}

@@ -23,7 +23,7 @@ import xarray as xr
 from xr_anysat.codecs import SCALE, check_codec, dtypes
 from xr_anysat.config import option
 from xr_anysat.cube import BANDS, PIXEL, Cube
-from xr_anysat.embedding import Request, binary, embed, physical_memory, prepare, scaled, smaller, too_large
+from xr_anysat.embedding import Request, binary, embed, physical_memory, request, scaled, smaller, too_large
 from xr_anysat.engine import (
     BLOCK_BYTES,
     BLOCKS_AT_LEAST,
@@ -282,7 +282,7 @@ def plan(
     given.apply_defaults()
     check_codec(codec, np.float32)
     given.arguments["cube"] = _without_pixels(cube)
-    asked, lazy = prepare(**given.arguments), _is_lazy(cube)
+    asked, lazy = request(**given.arguments), _is_lazy(cube)
 
     made = asked.made(_one_pixel(asked.canonical))
     record = json.loads(made.attrs[FRAMES_ATTR])
@@ -325,7 +325,7 @@ def plan(
         shape=shape,
         dtype="float32",
         cell=settings.cell * PIXEL * own.sizes["x"] / asked.cols.size,
-        crs=None if asked.geobox is None else _crs_name(asked.geobox.crs),
+        crs=None if asked.geobox is None else _crs_title(asked.geobox.crs),
         model=settings.spec.size,
         weights=settings.spec.source,
         device=settings.spec.device,
@@ -376,7 +376,7 @@ def _without_pixels(cube: Any) -> Any:
     return cube.copy(deep=False, data=da.zeros(cube.shape, dtype=cube.dtype, chunks=-1))
 
 
-def _crs_name(crs: Any) -> str:
+def _crs_title(crs: Any) -> str:
     code = crs.to_epsg()
     return crs.proj.name if code is None else f"EPSG:{code}"
 

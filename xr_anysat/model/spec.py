@@ -48,6 +48,17 @@ SENSORS = {
 OUTPUTS = ("tile", "patch", "dense", "local", "all")
 
 
+def cell_side(output: str, *, side: int, tile: int) -> int:
+    """Pixels on the side of an output cell, for patches of `side` and windows of `tile` pixels.
+
+    Examples
+    --------
+    >>> [cell_side(o, side=4, tile=64) for o in ("patch", "tile", "dense", "local")]
+    [4, 64, 1, 1]
+    """
+    return {"patch": side, "tile": tile}.get(output, 1)
+
+
 def channels(size: str, output: str) -> int:
     """Channels of an output kind: the width of the model, twice that for ``dense``.
 

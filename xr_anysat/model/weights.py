@@ -64,6 +64,10 @@ class Official:
     sha256_suffix: str = "3d4f"
     min_bytes: int = 500_000_000  # it holds 504 MB
 
+    def has(self, sha256: str) -> bool:
+        """Whether `sha256` is its hash, as far as that is known."""
+        return sha256.startswith(self.sha256_prefix) and sha256.endswith(self.sha256_suffix)
+
 
 OFFICIAL = Official()
 
@@ -323,7 +327,7 @@ def _check_official(path: Path) -> Path:
     """Return `path` if it holds the official checkpoint."""
     _check_file(path, OFFICIAL.min_bytes)
     seen = file_sha256(path)
-    if not (seen.startswith(OFFICIAL.sha256_prefix) and seen.endswith(OFFICIAL.sha256_suffix)):
+    if not OFFICIAL.has(seen):
         # In the hub's cache `path` is a link. What has to go is the file behind it: with the link
         # alone gone, the next download would link the same file again.
         raise WeightsError(
