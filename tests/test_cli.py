@@ -394,7 +394,7 @@ def test_into_a_bucket(area, monkeypatch, capsys):
     S3FileSystem.clear_instance_cache()  # it is known by its URL, wherever the environment says that this is
     said = capsys.readouterr()
     assert said.out == "s3://mine/a/b.zarr\n"
-    assert re.search(r"[\d.]+ kiB in 's3://mine/a/b.zarr'", said.err)
+    assert re.search(r"[\d.]+ KiB in 's3://mine/a/b.zarr'", said.err)
 
 
 # --- interruptions ------------------------------------------------------------------------------
