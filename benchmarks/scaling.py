@@ -143,13 +143,13 @@ def memory(model: str, quick: bool) -> None:
 
 def speed(model: str, quick: bool) -> None:
     """Print what a second worker gains."""
-    side = {"base": 96, "tiny": 288}[model]
+    side = {"base": 192, "tiny": 480}[model]
     area = cube(side, (DATES, 10, WINDOW, side), 1)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with workers(1) as one, workers(2) as two:
         for client in (one, two):
             client.run(ready, model)
-        for _ in range(2 if quick else 5):
+        for _ in range(2 if quick else 3):
             for count, client in ((1, one), (2, two)):
                 with client.as_current():
                     start = time.perf_counter()

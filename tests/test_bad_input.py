@@ -335,7 +335,9 @@ ROWS = [
     option("weights", 3, "weights=3: wanted None"),
     option("weights", ("random", -1), "wanted a seed from 0"),
     option("device", "tpu", "device='tpu': wanted 'auto', 'cpu', 'cuda'"),
-    option("precision", "float64", "precision='float64': wanted one of 'float32', 'bfloat16', 'float16'"),
+    option(
+        "precision", "float64", "precision='float64': wanted one of 'float32', 'bfloat16', 'float16', 'int8'"
+    ),
 ]
 
 

@@ -112,7 +112,7 @@ def test_statistics_and_frames_follow_the_configuration() -> None:
         ("norm", "zscore", "norm='zscore'"),
         ("model", "huge", "model='huge'"),
         ("device", "tpu", "device='tpu'"),
-        ("precision", "int8", "precision='int8'"),
+        ("precision", "int4", "precision='int4'"),
     ],
 )
 def test_impossible_values_are_refused_wherever_they_come_from(name: str, value: Any, says: str) -> None:

@@ -205,7 +205,7 @@ def test_a_module_as_model_runs_itself() -> None:
     cube = small_cube(height=24, width=24, gaps=0)
     want = cube.anysat.embed(frames=3, tile=12, anchor="cube", model="tiny", weights=("random", 3))
     got = cube.chunk(time=1).anysat.embed(frames=3, tile=12, anchor="cube", model=module)
-    np.testing.assert_array_equal(got.values, want.values)
+    np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1e-5)  # whose products are torch's own
     assert got.attrs["weights"].startswith("module:")
 
 

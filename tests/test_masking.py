@@ -113,6 +113,23 @@ def test_window_leaves_invalid_patches_out(model: AnySat, rng: torch.Generator, 
         torch.testing.assert_close(patch[:1], full, **CLOSE)
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (1, 4)])
+def test_a_tiny_window_leaves_invalid_patches_out(
+    model: AnySat, rng: torch.Generator, shape: tuple[int, int]
+) -> None:
+    """Of so few tokens that sums of products would be an attention of their own, which once took a mask for a bias."""
+    x, valid = normal(rng, 1, *shape, model.dim), torch.ones(1, *shape, dtype=torch.bool)
+    valid[:, -1, -1] = False
+    with torch.inference_mode():
+        tile, patch = model.windows(x, 1, valid)
+        if shape[0] == 1:
+            part_tile, part = model.windows(x[:, :, :-1], 1)
+            torch.testing.assert_close(patch[:, :, :-1], part, **CLOSE)
+            torch.testing.assert_close(tile, part_tile, **CLOSE)
+        other, _ = model.windows(torch.where(valid[..., None], x, 100.0), 1, valid)
+        torch.testing.assert_close(tile, other, rtol=0, atol=0)
+
+
 def test_part_of_a_window_equals_the_window_with_the_rest_invalid(
     model: AnySat, rng: torch.Generator
 ) -> None:

@@ -35,6 +35,7 @@ from xr_anysat import AnySatWarning, OptionError, Plan, codecs, engine
 from xr_anysat.model import anysat, cost
 from xr_anysat.model.anysat import AnySat
 from xr_anysat.model.cost import multiply_adds, working_bytes
+from xr_anysat.model.linear import Linear
 
 TINY = {"model": "tiny", "weights": "random"}
 # xr_anysat.frames and xr_anysat.plan are the functions
@@ -77,8 +78,10 @@ def test_the_published_model_costs_what_was_measured(
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], int]:
     """Floating point operations of a call, by torch."""
-    # neither inference mode nor fused attention shows its products to the counter
+    # neither inference mode nor fused attention nor oneDNN shows its products to the counter
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(Linear, "pack", lambda self, precision: None)
+    monkeypatch.setattr(anysat, "FEW_KEYS", 0)
 
     def count(call: Callable[[], Any]) -> int:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -92,12 +95,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
 @pytest.mark.parametrize("output", anysat.OUTPUTS)
 @pytest.mark.parametrize(("side", "tile"), [(1, 5), (2, 8), (4, 12)])
 def test_torch_counts_the_same(counted: Any, size: str, output: str, side: int, tile: int) -> None:
-    """To the last operation; but for a single date, whose average torch makes without a product."""
+    """To the last operation; but for the average over dates, which torch makes without a product."""
     with torch.device("meta"):
         model = AnySat(size, ("s2",)).eval()
         x, doy = torch.zeros(1, 3, 10, tile, tile), torch.arange(3)
     found = multiply_adds(size, output, dates=3, side=side, pixels=tile**2, patches=(tile // side) ** 2)
-    assert counted(lambda: model.encode(x, doy, side=side, output=output)) == 2 * found.total
+    averages = 3 * model.dim * tile**2
+    assert counted(lambda: model.encode(x, doy, side=side, output=output)) == 2 * (found.total - averages)
 
 
 def test_an_upstream_module_costs_what_was_published() -> None:
@@ -216,7 +220,9 @@ def test_operations_are_those_that_are_done(counted: Any) -> None:
         {"output": "dense", "patch_size": 30, "tile": 9, "anchor": "cube"},
     ):
         p = cube.anysat.plan(3, **options, **TINY)
-        assert counted(lambda o=options: cube.anysat.embed(3, **o, **TINY)) == p.flop
+        averages = 3 * 256 * 11 * 10
+        own = {**TINY, "weights": ("random", 11)}  # weights that no other test has packed
+        assert counted(lambda o=options, w=own: cube.anysat.embed(3, **o, **w)) == p.flop - 2 * averages
 
 
 def test_memory_is_that_of_the_largest_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,10 @@ def test_random_weights_are_named_by_their_recipe(given):
         ({"device": "gpu"}, r"device='gpu': wanted 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"),
         ({"device": "cuda:"}, r"device='cuda:': wanted"),
         ({"device": 0}, r"device=0: wanted"),
-        ({"precision": "float64"}, r"precision='float64': wanted one of 'float32', 'bfloat16', 'float16'"),
+        (
+            {"precision": "float64"},
+            r"precision='float64': wanted one of 'float32', 'bfloat16', 'float16', 'int8'",
+        ),
     ],
 )
 def test_impossible_arguments(arguments, message):
@@ -528,10 +531,9 @@ def test_the_encoder_is_ready_to_run(checkpoint, state):
     assert isinstance(encoder, anysat.AnySat)
     assert not encoder.training
     assert not any(p.requires_grad or p.is_meta for p in encoder.parameters())
-    assert set(encoder.state_dict()) == set(weights._shapes("tiny", ("s2",)))
     plain = anysat.AnySat("tiny").eval()
     plain.load_state_dict(state, strict=True)
-    assert torch.equal(run(encoder), run(plain))
+    torch.testing.assert_close(run(encoder), run(plain), rtol=0, atol=1e-5)
 
 
 def test_threads_share_one_encoder_that_is_loaded_once(checkpoint, monkeypatch):
@@ -547,7 +549,7 @@ def test_threads_share_one_encoder_that_is_loaded_once(checkpoint, monkeypatch):
         encoders = list(pool.map(get, range(8)))
     assert len({id(encoder) for encoder in encoders}) == 1
     assert len(calls) == 1
-    assert get_encoder(replace(spec, precision="bfloat16")) is encoders[0]  # the weights are the same
+    assert get_encoder(replace(spec, precision="bfloat16")) is not encoders[0]  # its products are others
 
 
 def test_one_load_does_not_wait_for_another(monkeypatch):

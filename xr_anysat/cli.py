@@ -129,7 +129,7 @@ EMBEDDING: dict[str, Any] = {
         str, "weights", "A checkpoint, or random. Default: the official ones.", MODELS, metavar="PATH"
     ),
     "device": _how(str, "device", "auto, cpu, cuda, cuda:1 or mps.", MODELS, metavar="NAME"),
-    "precision": _how(str, "precision", "float32, bfloat16 or float16.", MODELS, metavar="NAME"),
+    "precision": _how(str, "precision", "float32, bfloat16, float16 or int8.", MODELS, metavar="NAME"),
 }  # fmt: skip
 """Options of a command that are arguments of `embed`."""
 

@@ -128,7 +128,7 @@ def embed(
         learned meaning and are never fallen back to.
     device : str, default "auto"
         ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-    precision : {"float32", "bfloat16", "float16"}
+    precision : {"float32", "bfloat16", "float16", "int8"}
         What matrices are multiplied in.
     batch : int, optional
         Windows a forward on an accelerator. On a CPU windows go one by one, which is as fast and

@@ -13,6 +13,8 @@ single one in each that has, since a nanny sets `OMP_NUM_THREADS=1`.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from xr_anysat.cube import BANDS
 from xr_anysat.errors import CubeError, DeviceError, warn
 from xr_anysat.frames import RECHUNK
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
+from xr_anysat.model.cost import HEAP_BYTES
 from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
 from xr_anysat.radiometry import check_values, clip, normalize, observed
@@ -38,6 +41,10 @@ BLOCK_BYTES = 256 << 20
 
 BLOCKS_AT_LEAST = 16
 """Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
+
+_MALLOC = {-1: HEAP_BYTES, -3: 32 << 20}
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of ``mallopt(3)``: how much freed memory is kept, and how large a piece
+may be to be kept at all (no more than that is possible)."""
 
 _turns: dict[str, threading.Lock] = {}  # one a device, for one forward at a time
 _fitting: dict[tuple[str, Settings], int] = {}  # windows a forward, for devices that had no memory for more
@@ -145,6 +152,7 @@ def encode_block(
         return out
     model = get_encoder(settings.spec)
     device = next(model.parameters()).device
+    _keep_freed_memory()
     with _turns.setdefault(str(device), threading.Lock()), _threads_of_the_worker():
         for places, encoded in _forward(model, frames, valid, stats, y, x, settings):
             for (i, j), cells in zip(places, encoded, strict=True):
@@ -181,6 +189,22 @@ def _threads_of_the_worker() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a forward frees for the next one, if it is glibc.
+
+    Otherwise it may give every freed tensor back to the system, which then clears each page of the next one:
+    a third of the time under the nanny of a dask-distributed worker, which starts it with
+    ``MALLOC_TRIM_THRESHOLD_=65536`` (docs/speed.md). What is kept is counted by `plan`.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, which does as it does
+        return
+    for option, limit in _MALLOC.items():
+        mallopt(option, limit)
 
 
 def _nthreads() -> int | None:
@@ -243,7 +267,7 @@ def _encode_batch(
     doy = torch.tensor(settings.doy, device=device)
     window = torch.from_numpy(np.stack([pixels for pixels, _ in cut])).to(device)
     valid = torch.from_numpy(np.stack([there for _, there in cut])).to(device)
-    with torch.inference_mode(), _autocast(device, settings.spec.precision):
+    with torch.inference_mode():
         return _call(model, window, doy, valid, origin, settings).float().cpu().numpy()
 
 
@@ -320,7 +344,8 @@ def _call(
         )
     output = "dense" if settings.output == "local" else settings.output
     dates = doy[None].expand(len(window), -1)
-    encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
+    with _autocast(window.device, settings.spec.precision):  # ours has its precision from `get_encoder`
+        encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
     return encoded[..., encoded.shape[-1] // 2 :] if settings.output == "local" else encoded
 
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.model.linear import Linear
 from xr_anysat.model.spec import (
     BUCKETS,
     CPU_ROWS,
@@ -51,6 +52,10 @@ PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position
 # size. Accelerators need more rows to be kept busy.
 ROWS = {"cpu": CPU_ROWS}
 ROWS_ACCELERATOR = 1 << 18
+SHAPES_KEPT = (
+    4  # shapes of windows whose position codes and biases are kept; those at a cube's ends are smaller
+)
+FEW_KEYS = 5  # up to which attention is quicker as sums of products than as products of tiny matrices
 
 
 def sincos(positions: Tensor, dim: int) -> Tensor:
@@ -75,21 +80,23 @@ def date_code(doy: Tensor, dim: int, base: int) -> Tensor:
     return code.repeat(*(1,) * (code.ndim - 1), DATE_HEADS)
 
 
-def distance_buckets(height: int, width: int, device: torch.device) -> Tensor:
-    """Bucket (1+N, 1+N) of every pair of tokens [cls, height·width cells], for the relative bias.
+def distance_buckets(height: int, width: int, device: torch.device, rows: slice = slice(None)) -> Tensor:
+    """Bucket of the pairs of tokens [cls, height·width cells], for the relative bias: (len(rows), 1+N) int64.
 
     Euclidean distances in cells are rounded to whole cells and binned by the piecewise index of
     iRPE (arXiv 2107.14222, eq. 18, with alpha 1.9, beta 3.8, gamma 15.2): 0 -> 3, 1 -> 4, 2 and
     3 -> 5, 4 and more -> 6. A pair with the cls token is 7.
     """
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    y, x = y.reshape(-1), x.reshape(-1)
-    squared = (y[:, None] - y).square() + (x[:, None] - x).square()
-    cells = squared.float().sqrt().round().long()
-    table = torch.tensor([3, 4, 5, 5, 6], device=device)
-    return F.pad(table[cells.clamp(max=4)], (1, 0, 1, 0), value=7)
+    n = height * width
+    start, stop, _ = rows.indices(1 + n)
+    here = torch.arange(start, stop, device=device)[:, None] - 1  # -1: cls
+    there = torch.arange(n, device=device)
+    squared = (here // width - there // width).square() + (here % width - there % width).square()
+    # rounded distances are 0 below 1, 1 up to 2, and 2 or 3 up to 12, whose roots are 1.41 and 3.46
+    buckets = torch.full_like(squared, 6)
+    for most, bucket in ((12, 5), (2, 4), (0, 3)):
+        buckets.masked_fill_(squared <= most, bucket)
+    return F.pad(buckets.masked_fill_(here < 0, 7), (1, 0), value=7)
 
 
 class RelativePosition(nn.Module):
@@ -112,16 +119,25 @@ class RelativePosition(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc1 = Linear(dim, 4 * dim)
+        self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x, gelu=True))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> Tensor:
-    """Multi-head attention of (B, M, D) queries over (B, N, D) keys; `bias` is added before the softmax."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, H, ·, d)
+    """Multi-head attention of (B, M, D) queries over (B, N, D) keys.
+
+    `bias` is added before the softmax, or tells which keys take part if it is of booleans.
+    """
+    q, k, v = (t.unflatten(-1, (heads, -1)) for t in (q, k, v))  # (B, ·, H, d)
+    if k.shape[1] <= FEW_KEYS and bias is not None and bias.dtype != torch.bool:
+        q, k, v = q.float(), k.float(), v.float()
+        score = (q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5  # (B, M, N, H)
+        weight = (score + bias.permute(0, 2, 3, 1)).softmax(2)
+        return (weight[..., None] * v[:, None]).sum(2).flatten(2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ·, d)
     bias = bias if bias is None or bias.dtype == torch.bool else bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
@@ -132,8 +148,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, *, relative: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim, 2 * dim)  # queries; keys and values
+        self.proj = Linear(dim, dim)
         if relative:
             self.rpe_k = RelativePosition(dim // heads)
 
@@ -143,15 +159,11 @@ class SelfAttention(nn.Module):
         `keys` (B, N) bool is the validity of the tokens as keys; None: all are valid.
         """
         dim = x.shape[-1]
-        if rows == slice(None):
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-        else:  # the other queries would be thrown away
-            w, b = self.qkv.weight, self.qkv.bias
-            q = F.linear(x[:, rows], w[:dim], b[:dim])
-            k, v = F.linear(x, w[dim:], b[dim:]).chunk(2, dim=-1)
+        q = self.qkv(x[:, rows], 0)  # other queries would be thrown away
+        k, v = self.qkv(x, 1).chunk(2, dim=-1)
         bias = None if keys is None else keys[:, None, None]  # (B, 1, 1, N)
         if buckets is not None:
-            head0 = q[..., : dim // self.heads] * (dim // self.heads) ** -0.5
+            head0 = q[..., : dim // self.heads].float() * (dim // self.heads) ** -0.5
             bias = self.rpe_k(head0, buckets[rows])[:, None]  # (B, 1, M, N)
             if keys is not None:
                 bias = bias.masked_fill(~keys[:, None, None], -math.inf)
@@ -186,22 +198,31 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.wk = nn.Linear(dim, dim)
-        self.wv = nn.Linear(dim, dim)
+        self.wk = Linear(dim, dim)
+        self.wv = Linear(dim, dim)
         self.q_learned = nn.Parameter(torch.zeros(1, 1, dim))
         self.rpe_k = RelativePosition(dim // heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, code: Tensor, buckets: Tensor, keys: Tensor | None) -> Tensor:
-        """Attend from the position codes (N, D) to the valid tokens of x (B, N, D): (B, N, D)."""
-        q = self.q_learned + code  # (1, N, D), the same for every window
+    def queries(self, code: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """What is the same for every window of height × width patches with the position codes (N, D).
+
+        The queries (1, N, D), which are no projection of the tokens, and their bias (1, 1, N, N).
+        """
+        q = self.q_learned + code
         # Unlike in the spatial encoder, upstream's query is not scaled here.
-        bias = self.rpe_k(q[..., : x.shape[-1] // self.heads], buckets)[:, None]  # (1, 1, N, N)
+        head0, bias = q[0, :, : q.shape[-1] // self.heads], q.new_empty(len(code), len(code))
+        for part in parts_of(len(code), len(code) // 16 or 1):  # the buckets of all pairs are large
+            buckets = distance_buckets(height, width, code.device, part)
+            bias[part] = self.rpe_k(head0[part], buckets)
+        return q, bias[None, None]
+
+    def forward(self, x: Tensor, q: Tensor, bias: Tensor, keys: Tensor | None) -> Tensor:
+        """Attend from the `queries` to the valid tokens of x (B, N, D): (B, N, D)."""
         if keys is not None:
             bias = bias.masked_fill(~keys[:, None, None], -math.inf)
         k = self.wk(x)
-        q = q.to(k.dtype).expand_as(k)
-        return self.proj(attend(q, k, self.wv(x), self.heads, bias))
+        return self.proj(attend(q.to(k.dtype).expand_as(k), k, self.wv(x), self.heads, bias))
 
 
 class CrossBlock(nn.Module):
@@ -212,15 +233,22 @@ class CrossBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor, code: Tensor, buckets: Tensor, keys: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, q: Tensor, bias: Tensor, keys: Tensor | None) -> Tensor:
         """X (B, N, D) after the block; there is no residual around the attention."""
-        x = self.attn(self.norm1(x), code, buckets, keys).to(x.dtype)
+        x = self.attn(self.norm1(x), q, bias, keys).to(x.dtype)
         return x + self.mlp(self.norm2(x))
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Normalize rows (N, C), in float32 also where autocast made the rows shorter."""
-    return F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)
+    """Normalize rows (N, C), in float32 also where the rows are shorter.
+
+    By sums over contiguous channels, which take a quarter of the time of torch's ``group_norm``.
+    """
+    groups = x.float().unflatten(1, (norm.num_groups, -1))
+    spread = groups - groups.mean(-1, keepdim=True)
+    var = torch.linalg.vector_norm(spread, dim=-1, keepdim=True).square_() / groups.shape[-1]
+    y = spread.mul_(torch.rsqrt_(var + norm.eps)).flatten(1)
+    return torch.addcmul(norm.bias, y, norm.weight, out=y)
 
 
 class TemporalAttention(nn.Module):
@@ -241,7 +269,7 @@ class TemporalAttention(nn.Module):
         if valid is not None:
             score = score.masked_fill(~valid[..., None], -math.inf)
         weight = score.float().softmax(dim=1)  # (N, T, H)
-        return torch.einsum("nth,nthd->nhd", weight, x.unflatten(-1, (DATE_HEADS, -1))).flatten(1)
+        return (weight[..., None] * x.unflatten(-1, (DATE_HEADS, -1))).sum(1).flatten(1)
 
 
 class TemporalEncoder(nn.Module):
@@ -254,12 +282,12 @@ class TemporalEncoder(nn.Module):
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             # The fourth stands where upstream's dropout does, for the checkpoint's layer numbers.
-            layers += [nn.Linear(a, b), nn.GroupNorm(4, b), nn.ReLU(), nn.Identity()]
+            layers += [Linear(a, b), nn.GroupNorm(4, b), nn.ReLU(), nn.Identity()]
         self.inconv = nn.Sequential(*layers)
         self.attention_heads = TemporalAttention(dim)
         self.in_norm = nn.GroupNorm(DATE_HEADS, dim) if sensor.normed_values else None
         self.out_norm = nn.GroupNorm(DATE_HEADS, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GroupNorm(4, dim), nn.ReLU())
+        self.mlp = nn.Sequential(Linear(dim, dim), nn.GroupNorm(4, dim), nn.ReLU())
 
     def forward(self, x: Tensor, doy: Tensor, valid: Tensor | None) -> Tensor:
         """Tokens (N, D) of the series x (N, T, C) at doy (N or 1, T), each with a valid date."""
@@ -271,30 +299,34 @@ class TemporalEncoder(nn.Module):
         else:  # invalid dates are never computed; zeros keep their places
             h = rows.new_zeros(n, t, rows.shape[-1])
             h[valid] = rows
-        h = self._norm_dates(h, valid) + date_code(doy, h.shape[-1], self.date_base)
+        h = self._norm_dates(h, valid, date_code(doy, h.shape[-1], self.date_base))
         h = self.attention_heads(h, valid)
         return group_norm(self._rows(h, self.mlp), self.out_norm)
 
     @staticmethod
     def _rows(x: Tensor, layers: nn.Sequential) -> Tensor:
         for layer in layers:
-            x = group_norm(x, layer) if isinstance(layer, nn.GroupNorm) else layer(x)
+            if isinstance(layer, nn.GroupNorm):
+                x = group_norm(x, layer)
+            else:
+                x = x.relu_() if isinstance(layer, nn.ReLU) else layer(x)
         return x
 
-    def _norm_dates(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """GroupNorm of x (N, T, D) over the channels of a group and the valid dates."""
+    def _norm_dates(self, x: Tensor, valid: Tensor | None, code: Tensor) -> Tensor:
+        """GroupNorm of x (N, T, D) over the channels of a group and the valid dates, plus the dates' code."""
         norm = self.in_norm
         if norm is None:
-            return x
-        if valid is None:
-            return F.group_norm(x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps).mT
-        g = x.unflatten(-1, (norm.num_groups, -1))  # (N, T, G, D/G)
-        there = valid[:, :, None, None]
-        count = valid.sum(1)[:, None, None, None] * g.shape[-1]
-        mean = g.sum((1, 3), keepdim=True) / count  # what is invalid is zero
-        spread = (g - mean).masked_fill(~there, 0.0)
-        var = spread.square().sum((1, 3), keepdim=True) / count
-        return (spread * torch.rsqrt(var + norm.eps)).flatten(2) * norm.weight + norm.bias
+            return x + code
+        groups = x.unflatten(-1, (norm.num_groups, -1))  # (N, T, G, D/G)
+        there = x.shape[1] if valid is None else valid.sum(1)[:, None]
+        count = there * groups.shape[-1]
+        mean = groups.sum(-1).sum(1) / count  # what is invalid is zero: (N, G)
+        spread = groups - mean[:, None, :, None]
+        if valid is not None:
+            spread.masked_fill_(~valid[:, :, None, None], 0.0)
+        var = spread.square().sum(-1).sum(1) / count
+        y = spread.mul_(torch.rsqrt(var + norm.eps)[:, None, :, None]).flatten(2)
+        return torch.addcmul(norm.bias + code, y, norm.weight, out=y)
 
 
 class SeriesProjector(nn.Module):
@@ -384,11 +416,37 @@ class AnySat(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, eps=1e-6, relative=False) for _ in range(depth))
         self.blocks.append(CrossBlock(dim, heads, eps=1e-6))
         self.requires_grad_(False)
+        self._shared: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
     def dim(self) -> int:
         """Channels of a token, D."""
         return self.size.dim
+
+    def pack(self, precision: str) -> AnySat:
+        """Make ready for a lot of windows: the weights change no more, and leave `state_dict`.
+
+        Parameters
+        ----------
+        precision : {"float32", "bfloat16", "float16", "int8"}
+            Of the products of matrices. Norms, softmaxes, residuals and results are float32 in any case.
+
+        Returns
+        -------
+        AnySat
+            This model, whose products are now those of :mod:`xr_anysat.model.linear` for the device it is on.
+
+        Raises
+        ------
+        DeviceError
+            If there is no such product on the device.
+        """
+        with torch.inference_mode():
+            for layer in self.modules():
+                if isinstance(layer, Linear):
+                    layer.pack(precision)
+        self._shared = {}
+        return self
 
     # ------------------------------------------------------------------ the three stages
 
@@ -488,19 +546,42 @@ class AnySat(nn.Module):
             The patches' tokens; meaningless where invalid.
         """
         b, p, q, dim = x.shape
-        rows = (torch.arange(p, device=x.device) + origin[0]) * float(side)
-        cols = (torch.arange(q, device=x.device) + origin[1]) * float(side)
-        code = F.pad(position_code(rows, cols, dim), (0, 0, 1, 0))  # zero for cls: (1+PQ, D)
-        keys = None
-        if valid is not None and not valid.all():
-            x = x.masked_fill(~valid[..., None], 0.0)
-            keys = F.pad(valid.flatten(1), (1, 0), value=True)
-        x = torch.cat([self.cls_token.expand(b, -1, -1), x.flatten(1, 2)], dim=1) + code
+        code, queries, bias = self._of_a_window(p, q, side, origin)
         *blocks, cross = self.blocks
-        for block in blocks:
-            x = block(x, keys=keys)
-        x = cross(x, code, distance_buckets(p, q, x.device), keys)
-        return x[:, 0], x[:, 1:].unflatten(1, (p, q))
+
+        def run(part: slice) -> Tensor:
+            tokens, keys = x[part].flatten(1, 2), None
+            if valid is not None and not valid[part].all():
+                there = valid[part].flatten(1)
+                tokens = tokens.masked_fill(~there[..., None], 0.0)
+                keys = F.pad(there, (1, 0), value=True)
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + code
+            for block in blocks:
+                tokens = block(tokens, keys=keys)
+            out: Tensor = cross(tokens, queries, bias, keys)
+            return out
+
+        out = in_parts(run, b, 1 + p * q, x, (1 + p * q, dim))
+        return out[:, 0], out[:, 1:].unflatten(1, (p, q))
+
+    def _of_a_window(
+        self, p: int, q: int, side: int, origin: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What all windows of one shape share: position codes, and queries and bias of the last block."""
+        key = (p, q, side, *origin)
+        if self._shared is not None and key in self._shared:
+            return self._shared[key]
+        device = self.cls_token.device
+        rows = (torch.arange(p, device=device) + origin[0]) * float(side)
+        cols = (torch.arange(q, device=device) + origin[1]) * float(side)
+        code = F.pad(position_code(rows, cols, self.dim), (0, 0, 1, 0))  # zero for cls: (1+PQ, D)
+        attention: Any = self.blocks[-1].attn
+        found = (code, *attention.queries(code, p, q))
+        if self._shared is not None:
+            if len(self._shared) >= SHAPES_KEPT:
+                self._shared.clear()
+            self._shared[key] = found
+        return found
 
     # ------------------------------------------------------------------ all of it
 
@@ -652,7 +733,12 @@ def in_parts(
     step = max(1, limit // rows_each)
     if n <= step:
         return run(slice(0, n)).float() if n else like.new_zeros(0, *_tuple(shape))
-    return torch.cat([run(slice(i, min(i + step, n))).float() for i in range(0, n, step)])
+    return torch.cat([run(part).float() for part in parts_of(n, step)])
+
+
+def parts_of(n: int, step: int) -> list[slice]:
+    """The first n items, `step` at a time."""
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
 def _tuple(shape: Any) -> tuple[int, ...]:

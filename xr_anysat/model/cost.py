@@ -15,8 +15,12 @@ PARAMETERS = {"tiny": 4_289_057, "small": 29_649_217, "base": 94_955_617}
 """Parameters, float32 each, of the model with its Sentinel-2 projector alone."""
 
 HEAP_BYTES = 128 << 20
-"""Freed memory that the C library keeps for the next allocation: 85 to 140 MiB were measured with glibc,
-which gives back at once only what is larger than 32 MiB."""
+"""Freed memory that the C library keeps for the next allocation, as the engine tells it; 85 to 140 MiB were
+measured with glibc."""
+
+
+KERNEL_BYTES = 12 << 20
+"""What oneDNN takes for the code that it generates for products of a shape, as measured."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,12 @@ def working_bytes(size: str, output: str, *, dates: int, side: int, tile: int) -
     series = min(CPU_ROWS, pixels * dates)
     spatial = min(CPU_ROWS, (n - 1) * (side * side + 1))
     # a row's vectors, each of `dim` numbers: in stage one values, their spread, norms and sums; in the
-    # others the tokens, their norm, and the four times wider hidden layer before and after its activation
-    stages = [5 * dim * series, 11 * dim * spatial]
+    # others the tokens, their norm, the four times wider hidden layer, and what comes out
+    stages = [5 * dim * series, 8 * dim * spatial]
     if output != "local":
-        # all pairs of tokens: distances as 64-bit integers, of which a sum holds three, and a mask
-        stages.append(max(13 * dim * n, 4 * dim * n + 8 * n * n))
+        # all pairs of tokens have a bias, which is made in 16 parts, of distances as 64-bit integers
+        stages.append(n * n + 2 * dim * n + max(8 * dim * n, n * n // 2))
     if output == "dense":
         stages.append(4 * tokens)
     kept = tokens * (2 if output in ("dense", "local") else 1) + 3 * pixels * dates * SENSORS["s2"].channels
-    return 4 * (kept + max(stages)) + HEAP_BYTES
+    return 4 * (kept + max(stages)) + KERNEL_BYTES + HEAP_BYTES

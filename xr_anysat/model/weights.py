@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from xr_anysat.model.anysat import AnySat
 
 MODELS = tuple(SIZES)
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # what torch.save writes, by the names in use
 SAFE = ".safetensors"
 
@@ -89,8 +89,8 @@ class EncoderSpec:
         (a module object).
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<n>"`` or ``"mps"``, resolved where the encoder runs.
-    precision : {"float32", "bfloat16", "float16"}
-        What the encoder computes in; its weights are float32 whatever it is.
+    precision : {"float32", "bfloat16", "float16", "int8"}
+        What products of matrices are computed in; norms, softmaxes and results are float32.
     """
 
     size: str
@@ -116,8 +116,8 @@ def encoder_spec(
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<n>"`` or ``"mps"``. Whether it is there is known
         where the encoder runs.
-    precision : {"float32", "bfloat16", "float16"}
-        What the encoder computes in.
+    precision : {"float32", "bfloat16", "float16", "int8"}
+        What products of matrices are computed in; ``"int8"`` is for CPUs, and not for a module.
 
     Returns
     -------
@@ -149,6 +149,11 @@ def encoder_spec(
             raise OptionError(
                 f"{weights=} and a module object as model: a module holds its weights already. Pass "
                 "weights with model='base', 'small' or 'tiny', or leave weights out."
+            )
+        if precision == "int8":
+            raise OptionError(
+                f"{precision=} and a module object as model: a module's layers are its own, and only ours have "
+                "products in 8 bits. Pass model='base' with weights=PATH, or precision='bfloat16'"
             )
         return EncoderSpec(_size_of(model), _register(model), None, device, precision)
     if model not in MODELS:
@@ -849,9 +854,9 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
     Returns
     -------
     torch.nn.Module
-        An `AnySat` of the S2 projector alone, float32, in eval mode, without gradients, on the
-        device. Or the registered module, put into eval mode: upstream's is born in train mode,
-        where dropout would change the results.
+        An `AnySat` of the S2 projector alone, in eval mode, without gradients, on the device, packed
+        for the precision (`AnySat.pack`). Or the registered module, put into eval mode: upstream's is
+        born in train mode, where dropout would change the results.
 
     Raises
     ------
@@ -868,14 +873,15 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
     with lock:  # one a spec, so that nobody waits for somebody else's weights
         if key not in _loaded:
             known = pinned(spec)
-            _loaded[key] = _Loaded(_build(known, ENCODED).to(key.device), known.sha256)
+            encoder = _build(known, ENCODED).to(key.device).pack(spec.precision)
+            _loaded[key] = _Loaded(encoder, known.sha256)
         return _loaded[key].encoder
 
 
 def _key(spec: EncoderSpec) -> EncoderSpec:
-    """Keep what tells encoders apart: not the precision, nor whether the official hash was known."""
+    """Keep what tells encoders apart: not whether the official hash was known."""
     sha256 = None if spec.source == "official" else spec.sha256
-    return replace(spec, sha256=sha256, device=str(resolve_device(spec.device)), precision="")
+    return replace(spec, sha256=sha256, device=str(resolve_device(spec.device)))
 
 
 def _build(spec: EncoderSpec, sensors: Collection[str] | None) -> AnySat:
