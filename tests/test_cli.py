@@ -573,7 +573,7 @@ def test_official_weights(tmp_path, monkeypatch, capsys):
             assert capsys.readouterr().out == f"{placed}\n"
         assert main(["weights", "info"]) == 0
         said = capsys.readouterr().out
-        for each in (found, f"{placed}, 97.66 kiB", "official, models/AnySat.pth of g-astruc/AnySat"):
+        for each in (found, f"{placed}, 97.7 KiB", "official, models/AnySat.pth of g-astruc/AnySat"):
             assert each in said
 
 

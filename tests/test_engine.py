@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import platform
 import subprocess
 import sys
 import textwrap
@@ -201,12 +203,21 @@ def test_short_precision_stays_near(precision: str) -> None:
 
 
 def test_a_module_as_model_runs_itself() -> None:
-    module = xr_anysat.load_model("tiny", weights=("random", 3), device="cpu")
+    module = xr_anysat.load_model("tiny", weights=("random", 3), device="cpu").pack("float32")
     cube = small_cube(height=24, width=24, gaps=0)
     want = cube.anysat.embed(frames=3, tile=12, anchor="cube", model="tiny", weights=("random", 3))
     got = cube.chunk(time=1).anysat.embed(frames=3, tile=12, anchor="cube", model=module)
-    np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1e-5)  # whose products are torch's own
+    np.testing.assert_array_equal(got.values, want.values)
     assert got.attrs["weights"].startswith("module:")
+
+
+def test_a_module_computes_in_the_precision_that_is_asked_for() -> None:
+    module = xr_anysat.load_model("tiny", weights=("random", 3), device="cpu")
+    cube = small_cube(height=12, width=12, gaps=0)
+    options = {"frames": 3, "tile": 12, "anchor": "cube", "model": module}
+    whole, short = (cube.anysat.embed(precision=p, **options).values for p in ("float32", "bfloat16"))
+    assert not np.array_equal(whole, short)
+    assert np.linalg.norm(whole - short) < 0.05 * np.linalg.norm(whole)
 
 
 class Hub(__import__("torch").nn.Module):
@@ -233,6 +244,37 @@ def test_a_module_called_like_upstreams(output: str) -> None:
         small_cube(height=24, width=24).anysat.embed(**{**options, "frames": None}, model=module)
     with pytest.raises(xr_anysat.CubeError, match="a window of 10 × 12 pixels"):
         cube.isel(y=slice(22)).anysat.embed(**options, model=module)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="what another C library keeps is its own affair"
+)
+def test_memory_is_kept_only_while_a_block_is_computed() -> None:
+    """Pages that the system had to clear for 40 arrays of 1 MiB, under the setting of a dask-distributed nanny."""
+    code = """
+    import resource
+    from contextlib import nullcontext
+    import numpy as np
+    from xr_anysat.engine import _freed_memory_is_kept
+
+    def pages(context):
+        with context:
+            np.ones(1 << 20, np.uint8)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(40):
+                np.ones(1 << 20, np.uint8)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    print(*(pages(context) for context in (nullcontext(), _freed_memory_is_kept(), nullcontext())))
+    """
+    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=True
+    )
+    before, during, after = map(int, run.stdout.split())
+    assert before > 8000
+    assert during < 100
+    assert after > 8000
 
 
 def test_nothing_valid_is_nan_with_a_warning() -> None:

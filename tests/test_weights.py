@@ -29,6 +29,7 @@ import xr_anysat.model.anysat as anysat
 from xr_anysat.config import DEVICE, MODEL, PRECISION, config
 from xr_anysat.errors import AnySatWarning, DeviceError, OptionError, WeightsError
 from xr_anysat.model import weights
+from xr_anysat.model.linear import Linear
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder, load_model, load_state
 
 ROOT = Path(__file__).parents[1]
@@ -531,9 +532,14 @@ def test_the_encoder_is_ready_to_run(checkpoint, state):
     assert isinstance(encoder, anysat.AnySat)
     assert not encoder.training
     assert not any(p.requires_grad or p.is_meta for p in encoder.parameters())
+    packed = [n for n, layer in encoder.named_modules() if isinstance(layer, Linear)]
+    names = {f"{n}.{kind}" for n in packed for kind in ("weight", "bias")}
+    assert names.isdisjoint(encoder.state_dict())
+    assert names | set(encoder.state_dict()) == set(weights._shapes("tiny", ("s2",)))
     plain = anysat.AnySat("tiny").eval()
     plain.load_state_dict(state, strict=True)
     torch.testing.assert_close(run(encoder), run(plain), rtol=0, atol=1e-5)
+    assert torch.equal(run(encoder), run(plain.pack("float32")))
 
 
 def test_threads_share_one_encoder_that_is_loaded_once(checkpoint, monkeypatch):

@@ -14,7 +14,7 @@ single one in each that has, since a nanny sets `OMP_NUM_THREADS=1`.
 from __future__ import annotations
 
 import ctypes
-import functools
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -42,9 +42,7 @@ BLOCK_BYTES = 256 << 20
 BLOCKS_AT_LEAST = 16
 """Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
 
-_MALLOC = {-1: HEAP_BYTES, -3: 32 << 20}
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of ``mallopt(3)``: how much freed memory is kept, and how large a piece
-may be to be kept at all (no more than that is possible)."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as mallopt(3) has them
 
 _turns: dict[str, threading.Lock] = {}  # one a device, for one forward at a time
 _fitting: dict[tuple[str, Settings], int] = {}  # windows a forward, for devices that had no memory for more
@@ -152,8 +150,8 @@ def encode_block(
         return out
     model = get_encoder(settings.spec)
     device = next(model.parameters()).device
-    _keep_freed_memory()
-    with _turns.setdefault(str(device), threading.Lock()), _threads_of_the_worker():
+    turn = _turns.setdefault(str(device), threading.Lock())
+    with turn, _threads_of_the_worker(), _freed_memory_is_kept():
         for places, encoded in _forward(model, frames, valid, stats, y, x, settings):
             for (i, j), cells in zip(places, encoded, strict=True):
                 if settings.output == "tile":
@@ -191,20 +189,26 @@ def _threads_of_the_worker() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have the C library keep what a forward frees for the next one, if it is glibc.
+@contextmanager
+def _freed_memory_is_kept() -> Iterator[None]:
+    """Have glibc keep what the forwards of a block free for one another, where it was told to give it back at once.
 
-    Otherwise it may give every freed tensor back to the system, which then clears each page of the next one:
-    a third of the time under the nanny of a dask-distributed worker, which starts it with
-    ``MALLOC_TRIM_THRESHOLD_=65536`` (docs/speed.md). What is kept is counted by `plan`.
+    The nanny of a dask-distributed worker tells it so, by ``MALLOC_TRIM_THRESHOLD_=65536``: each tensor then comes
+    in pages that the system has to clear, a third of the time (docs/speed.md). Left alone, glibc learns to keep
+    them. Between blocks it is as it was, so that what dask frees does go back.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, which does as it does
+    told = os.environ.get("MALLOC_TRIM_THRESHOLD_", "")
+    libc: Any = ctypes.CDLL(None) if told.isdecimal() and sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):  # nothing to set right, or another C library
+        yield
         return
-    for option, limit in _MALLOC.items():
-        mallopt(option, limit)
+    libc.mallopt(_TRIM_THRESHOLD, HEAP_BYTES)
+    libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # no more is possible
+    try:
+        yield
+    finally:
+        libc.mallopt(_TRIM_THRESHOLD, int(told))
+        libc.mallopt(_MMAP_THRESHOLD, int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 128 << 10)))
 
 
 def _nthreads() -> int | None:
@@ -267,7 +271,7 @@ def _encode_batch(
     doy = torch.tensor(settings.doy, device=device)
     window = torch.from_numpy(np.stack([pixels for pixels, _ in cut])).to(device)
     valid = torch.from_numpy(np.stack([there for _, there in cut])).to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), _autocast(device, settings.spec):
         return _call(model, window, doy, valid, origin, settings).float().cpu().numpy()
 
 
@@ -344,8 +348,7 @@ def _call(
         )
     output = "dense" if settings.output == "local" else settings.output
     dates = doy[None].expand(len(window), -1)
-    with _autocast(window.device, settings.spec.precision):  # ours has its precision from `get_encoder`
-        encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
+    encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
     return encoded[..., encoded.shape[-1] // 2 :] if settings.output == "local" else encoded
 
 
@@ -360,11 +363,13 @@ def _batch(settings: Settings, device: str) -> int:
     return settings.batch or max(1, (1 << 16) // settings.tile**2)
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def _autocast(device: torch.device, spec: EncoderSpec) -> Any:
+    """The precision of a module that was handed in; an encoder that we loaded has it from `get_encoder`."""
     import torch
 
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec.precision)
+    enabled = dtype is not None and spec.source.startswith("module:")
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
 
 def warn_if_empty(values: Any) -> None:

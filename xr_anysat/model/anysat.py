@@ -52,9 +52,8 @@ PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position
 # size. Accelerators need more rows to be kept busy.
 ROWS = {"cpu": CPU_ROWS}
 ROWS_ACCELERATOR = 1 << 18
-SHAPES_KEPT = (
-    4  # shapes of windows whose position codes and biases are kept; those at a cube's ends are smaller
-)
+# Shapes of windows whose position codes and biases are kept: most are whole, those at a cube's ends are not
+SHAPES_KEPT = 4
 FEW_KEYS = 5  # up to which attention is quicker as sums of products than as products of tiny matrices
 
 

@@ -50,7 +50,7 @@ class Linear(nn.Linear):
         if self._products is not None:
             return self._products[part](x, gelu)
         weight, bias = self.weight.split(self.parts)[part], self.bias.split(self.parts)[part]
-        return _plain(weight, bias, x, gelu)
+        return _torch(weight, bias, x, gelu)
 
     def pack(self, precision: str) -> None:
         """Hold the weights as the fastest product of `precision` on their device wants them, and only so."""
@@ -72,16 +72,12 @@ def _product(precision: str, device: torch.device) -> Callable[[Tensor, Tensor],
     dtype = HALVES.get(precision, torch.float32)
     if device.type == "cpu" and dtype != torch.float16 and torch.backends.mkldnn.is_available():
         return partial(_onednn, dtype)
-    return lambda weight, bias: partial(_cast, weight.to(dtype), bias.to(dtype))
+    return lambda weight, bias: partial(_torch, weight.to(dtype), bias.to(dtype))
 
 
-def _plain(weight: Tensor, bias: Tensor, x: Tensor, gelu: bool) -> Tensor:
-    y = F.linear(x, weight, bias)
+def _torch(weight: Tensor, bias: Tensor, x: Tensor, gelu: bool) -> Tensor:
+    y = F.linear(x.to(weight.dtype), weight, bias)
     return F.gelu(y) if gelu else y
-
-
-def _cast(weight: Tensor, bias: Tensor, x: Tensor, gelu: bool) -> Tensor:
-    return _plain(weight, bias, x.to(weight.dtype), gelu)
 
 
 def _onednn(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> Product:
