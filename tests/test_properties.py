@@ -91,6 +91,23 @@ def test_chunks_change_only_rounding_under_any_normalization(
     close(embed(data.draw(chunked(cube)), **options), embed(cube, **options))
 
 
+@pytest.mark.parametrize("shape", [(10, 6), (20, 8), (40, 12)])
+def test_the_number_of_threads_changes_no_bit(embed: Any, shape: tuple[int, int]) -> None:
+    """Torch's: a worker of a cluster has another number of them than a notebook."""
+    import torch
+
+    cube, threads = small_cube(height=22, width=20), torch.get_num_threads()
+    got = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            got.append(embed(cube, patch_size=shape[0], tile=shape[1], output="dense"))
+    finally:
+        torch.set_num_threads(threads)
+    same(got[1], got[0])
+    same(got[2], got[0])
+
+
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 def test_schedulers_change_no_bit(embed: Any, scheduler: str) -> None:
     cube = small_cube(height=20, width=20)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xr_anysat.errors import CubeError, OptionError
-from xr_anysat.model.linear import Linear
+from xr_anysat.model.linear import Linear, Product, product_of
 from xr_anysat.model.spec import (
     BUCKETS,
     CPU_ROWS,
@@ -54,7 +54,7 @@ ROWS = {"cpu": CPU_ROWS}
 ROWS_ACCELERATOR = 1 << 18
 # Shapes of windows whose position codes and biases are kept: most are whole, those at a cube's ends are not
 SHAPES_KEPT = 4
-FEW_KEYS = 5  # up to which attention is quicker as sums of products than as products of tiny matrices
+FEW_KEYS = 5  # up to which attention goes by sums
 
 
 def sincos(positions: Tensor, dim: int) -> Tensor:
@@ -108,10 +108,17 @@ class RelativePosition(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.lookup_table_weight = nn.Parameter(torch.zeros(1, head_dim, BUCKETS))
+        self._product: Product | None = None
+
+    def pack(self) -> None:
+        """Look up by the same product as the packed layers."""
+        table = self.lookup_table_weight[0].T
+        self._product = product_of(table, table.new_zeros(BUCKETS))
 
     def forward(self, query: Tensor, buckets: Tensor) -> Tensor:
         """Bias (..., M, N) of the queries (..., M, d) of head 0, for buckets (M, N)."""
-        lookup = query @ self.lookup_table_weight[0]  # (..., M, 8)
+        found = self._product
+        lookup = found(query, False) if found else query @ self.lookup_table_weight[0]  # (..., M, 8)
         return lookup.gather(-1, buckets.expand(*query.shape[:-2], *buckets.shape))
 
 
@@ -125,16 +132,34 @@ class Mlp(nn.Module):
         return self.fc2(self.fc1(x, gelu=True))
 
 
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax along a dimension that is not the last: torch's own rounds otherwise with another number of threads."""
+    e = (x - x.amax(dim, keepdim=True)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+def _by_sums(queries: int, keys: int) -> bool:
+    """Whether attention is quicker as sums of products than as products of tiny matrices.
+
+    A single query's is as quick, and torch would share its keys among threads: other bits would come out of another
+    number of them.
+    """
+    return queries == 1 or keys <= FEW_KEYS
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> Tensor:
     """Multi-head attention of (B, M, D) queries over (B, N, D) keys.
 
     `bias` is added before the softmax, or tells which keys take part if it is of booleans.
     """
     q, k, v = (t.unflatten(-1, (heads, -1)) for t in (q, k, v))  # (B, ·, H, d)
-    if k.shape[1] <= FEW_KEYS and bias is not None and bias.dtype != torch.bool:
+    if _by_sums(q.shape[1], k.shape[1]):
         q, k, v = q.float(), k.float(), v.float()
         score = (q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5  # (B, M, N, H)
-        weight = (score + bias.permute(0, 2, 3, 1)).softmax(2)
+        if bias is not None:
+            bias = bias.permute(0, 2, 3, 1)
+            score = score.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else score + bias
+        weight = softmax(score, 2)
         return (weight[..., None] * v[:, None]).sum(2).flatten(2)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ·, d)
     bias = bias if bias is None or bias.dtype == torch.bool else bias.to(q.dtype)
@@ -257,17 +282,25 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.Q = nn.Parameter(torch.zeros(DATE_HEADS, KEY_DIM))
         self.fc1_k = nn.Linear(dim, DATE_HEADS * KEY_DIM)
+        self._product: Product | None = None
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Average x (N, T, D) over its valid dates (N, T), each of the 16 heads with its own weights: (N, D)."""
-        # The query is constant, so query · (W x + b) needs only D -> 16, not D -> 16·8.
+    def pack(self) -> None:
+        """Fold the query into the keys once, for the same product as the packed layers."""
+        self._product = product_of(*self._folded())
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Query · (W x + b) of a constant query as one row a head: only D -> 16, not D -> 16·8."""
         w = self.fc1_k.weight.unflatten(0, (DATE_HEADS, KEY_DIM))  # (H, k, D)
         b = self.fc1_k.bias.unflatten(0, (DATE_HEADS, KEY_DIM))
         scale = KEY_DIM**-0.5
-        score = F.linear(x, (self.Q[:, :, None] * w).sum(1) * scale, (self.Q * b).sum(1) * scale)
+        return (self.Q[:, :, None] * w).sum(1) * scale, (self.Q * b).sum(1) * scale
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Average x (N, T, D) over its valid dates (N, T), each of the 16 heads with its own weights: (N, D)."""
+        score = self._product(x, False) if self._product else F.linear(x, *self._folded())
         if valid is not None:
             score = score.masked_fill(~valid[..., None], -math.inf)
-        weight = score.float().softmax(dim=1)  # (N, T, H)
+        weight = softmax(score.float(), 1)  # (N, T, H)
         return (weight[..., None] * x.unflatten(-1, (DATE_HEADS, -1))).sum(1).flatten(1)
 
 
@@ -444,6 +477,8 @@ class AnySat(nn.Module):
             for layer in self.modules():
                 if isinstance(layer, Linear):
                     layer.pack(precision)
+                elif isinstance(layer, RelativePosition | TemporalAttention):
+                    layer.pack()
         self._shared = {}
         return self
 
@@ -619,30 +654,13 @@ class AnySat(nn.Module):
             (B, 1 + patches, D), the window's token and then the patches'. NaN where nothing was
             observed.
         """
-        b, t, c, height, width = x.shape
-        p, q, cells = height // side, width // side, side * side
-        # pixels in the order of their patches: (B, P, Q, s, s, T, C)
-        x = x.reshape(b, t, c, p, side, q, side).permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, t, c)
-        seen = None  # pixels with a valid date, (B·P·Q, s·s)
-        if valid is not None and not valid.all():
-            valid = valid.reshape(b, t, p, side, q, side).permute(0, 2, 4, 3, 5, 1).reshape(-1, t)
-            seen = valid.any(1).view(-1, cells)
-        else:
-            valid = None
-        if doy.ndim == 2:
-            doy = doy[:, None].expand(b, p * q * cells, t).reshape(-1, t)
-        tokens = self.pixels(x, doy, valid).view(-1, cells, self.dim)
-        wants_local = output in ("dense", "local")
-        patch, local = self.patches(tokens, seen, local=wants_local, cls=output != "local")
-        if local is not None:
-            if seen is not None:
-                local = local.masked_fill(~seen[..., None], math.nan)
-            local = unpatch(local, b, p, q, side)
-            if patch is None:
-                return local
-        assert patch is not None  # asked for with cls=True
-        covered = None if seen is None else seen.any(1).view(b, p, q)
-        tile, patch = self.windows(patch.view(b, p, q, -1), side, covered, origin)
+        patch, local, covered = self.tokens(
+            x, doy, valid, side=side, local=output in ("dense", "local"), cls=output != "local"
+        )
+        if patch is None:
+            assert local is not None  # output is "local"
+            return local
+        tile, patch = self.windows(patch, side, covered, origin)
         if covered is not None:
             tile = tile.masked_fill(~covered.flatten(1).any(1)[:, None], math.nan)
             patch = patch.masked_fill(~covered[..., None], math.nan)
@@ -656,6 +674,55 @@ class AnySat(nn.Module):
         spread = patch.repeat_interleave(side, 1).repeat_interleave(side, 2)
         # a pixel that was never seen has no place in the map, though its patch has a token
         return torch.cat([spread.masked_fill(local[..., :1].isnan(), math.nan), local], dim=-1)
+
+    def tokens(
+        self,
+        x: Tensor,
+        doy: Tensor,
+        valid: Tensor | None = None,
+        *,
+        side: int,
+        local: bool = False,
+        cls: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Stages one and two, which look no further than a patch.
+
+        Parameters
+        ----------
+        x, doy, valid, side
+            As `encode` takes them.
+        local, cls : bool
+            Which of the two kinds of tokens is wanted.
+
+        Returns
+        -------
+        patch : Tensor, (B, H/side, W/side, D), or None
+            The patches' tokens; zero where nothing was observed.
+        local : Tensor, (B, H, W, D), or None
+            The pixels' own tokens; NaN where nothing was observed.
+        covered : Tensor, (B, H/side, W/side) bool, or None
+            Patches of which something was observed. None: all of everything was.
+        """
+        b, t, c, height, width = x.shape
+        p, q, cells = height // side, width // side, side * side
+        # pixels in the order of their patches: (B, P, Q, s, s, T, C)
+        x = x.reshape(b, t, c, p, side, q, side).permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, t, c)
+        seen = None  # pixels with a valid date, (B·P·Q, s·s)
+        if valid is not None and not valid.all():
+            valid = valid.reshape(b, t, p, side, q, side).permute(0, 2, 4, 3, 5, 1).reshape(-1, t)
+            seen = valid.any(1).view(-1, cells)
+        else:
+            valid = None
+        if doy.ndim == 2:
+            doy = doy[:, None].expand(b, p * q * cells, t).reshape(-1, t)
+        found = self.pixels(x, doy, valid).view(-1, cells, self.dim)
+        patch, own = self.patches(found, seen, local=local, cls=cls)
+        if own is not None:
+            if seen is not None:
+                own = own.masked_fill(~seen[..., None], math.nan)
+            own = unpatch(own, b, p, q, side)
+        covered = None if seen is None else seen.any(1).view(b, p, q)
+        return (None if patch is None else patch.view(b, p, q, -1)), own, covered
 
     def forward(
         self,

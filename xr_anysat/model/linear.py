@@ -3,7 +3,8 @@
 A `Linear` is torch's own until `pack` is called: then it holds its weights as the product wants them, for one
 precision on one device, and has no parameters any more. On a CPU that is oneDNN, which torch has on board and
 its own compiler calls the same way; `torch.nn.functional.linear` takes MKL for float32, which leaves half of the
-vector unit of an AMD processor idle (docs/speed.md).
+vector unit of an AMD processor idle (docs/speed.md). The sums of a row are the same bits whatever rows go with it
+and however many threads there are, which MKL does not promise.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Linear(nn.Linear):
         parts = zip(self.weight.split(self.parts), self.bias.split(self.parts), strict=True)
         self._products = [make(weight, bias) for weight, bias in parts]
         self.weight = self.bias = None  # type: ignore[assignment]
+
+
+def product_of(weight: Tensor, bias: Tensor) -> Product:
+    """The product in float32 with a weight (outputs, inputs) and a bias (outputs,) that change no more."""
+    return _product("float32", weight.device)(weight, bias)
 
 
 def _product(precision: str, device: torch.device) -> Callable[[Tensor, Tensor], Product]:
