@@ -35,7 +35,6 @@ from xr_anysat import AnySatWarning, OptionError, Plan, codecs, engine
 from xr_anysat.model import anysat, cost
 from xr_anysat.model.anysat import AnySat
 from xr_anysat.model.cost import multiply_adds, working_bytes
-from xr_anysat.model.linear import Linear
 
 TINY = {"model": "tiny", "weights": "random"}
 # xr_anysat.frames and xr_anysat.plan are the functions
@@ -80,8 +79,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
     """Floating point operations of a call, by torch."""
     # neither inference mode nor fused attention nor oneDNN shows its products to the counter
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
-    monkeypatch.setattr(Linear, "pack", lambda self, precision: None)
-    monkeypatch.setattr(anysat, "FEW_KEYS", 0)
+    monkeypatch.setattr(AnySat, "pack", lambda self, precision: self)
+    monkeypatch.setattr(anysat, "_by_sums", lambda queries, keys: False)
 
     def count(call: Callable[[], Any]) -> int:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -218,11 +217,29 @@ def test_operations_are_those_that_are_done(counted: Any) -> None:
     for options in (
         {"patch_size": 20, "tile": 6},
         {"output": "dense", "patch_size": 30, "tile": 9, "anchor": "cube"},
+        {"patch_size": 20, "tile": 6, "overlap": 4},
+        {"output": "dense", "patch_size": 10, "tile": 6, "overlap": 2},
     ):
         p = cube.anysat.plan(3, **options, **TINY)
         averages = 3 * 256 * 11 * 10
         own = {**TINY, "weights": ("random", 11)}  # weights that no other test has packed
         assert counted(lambda o=options, w=own: cube.anysat.embed(3, **o, **w)) == p.flop - 2 * averages
+
+
+def test_windows_that_overlap() -> None:
+    cube, options = granules(9600, 1000), {"period": "2022", "weights": "random"}
+    apart, half = (cube.anysat.plan(**options, overlap=n) for n in (0, 12))
+    emb = cube.anysat.embed(**options, overlap=12)
+    assert (half.shape, half.chunks, half.overlap) == (emb.shape, emb.chunks, 12)
+    assert apart.chunks == half.chunks
+    assert half.windows == (2 * apart.windows[0] + 1, 2 * apart.windows[1] + 1)
+    assert 2 < half.flop / apart.flop < 2.2  # each patch in four windows, but itself once
+    tokens = 4 * 768 * (288 + 24) ** 2
+    assert half.memory_working - apart.memory_working == tokens
+    assert "801 × 801 of 24 × 24 pixels, 12 of them shared with the next, for 9,600 × 9,600" in repr(half)
+    assert "are re-cut: windows reach 12 pixels into the blocks beside; the frames of one are" in half.why[1]
+    assert half.why[0] == "24 × 24 windows a block: the most under 256 MiB of output"
+    assert "overlap" not in repr(apart)
 
 
 def test_memory_is_that_of_the_largest_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,7 @@ EMBEDDING: dict[str, Any] = {
     ),
     "patch_size": _how(int, "patch_size", "Side of a patch, a multiple of 10.", FRAMES, metavar="METRES"),
     "tile": _how(int, "tile", "Side of a window.", FRAMES, metavar="PIXELS"),
+    "overlap": _how(int, "overlap", "What a window shares with the next.", FRAMES, metavar="PIXELS"),
     "output": _how(str, "output", "patch, dense, local or tile.", FRAMES, metavar="NAME"),
     "model": _how(str, "model", "base, small or tiny.", MODELS, metavar="NAME"),
     "weights": _how(

@@ -1,4 +1,4 @@
-"""Windows through the model, block by block: the only place where dask meets torch.
+"""Windows through the model, block by block: here and in `overlap` dask meets torch.
 
 A block is a whole number of windows (cut only by the ends of the cube). Its task gets the frames of
 its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once a
@@ -17,10 +17,10 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from xr_anysat.radiometry import check_values, clip, normalize, observed
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+Place = tuple[Span, Span]  # of a window, down and across
 
 BLOCK_BYTES = 256 << 20
 """Bytes that the input and the output of a block may each have."""
@@ -59,6 +62,7 @@ class Settings:
     tile: int
     side: int
     batch: int | None
+    overlap: int = 0
     offset_decided: bool = False  # whether metadata settled the +1000 offset
 
     @property
@@ -67,13 +71,18 @@ class Settings:
         return cell_side(self.output, side=self.side, tile=self.tile)
 
     @property
+    def stride(self) -> int:
+        """Pixels from one window to the next."""
+        return self.tile - self.overlap
+
+    @property
     def channels(self) -> int:
         """Channels of an output cell, D."""
         return channels(self.spec.size, self.output)
 
 
 def encode(frames: Any, stats: Any, rows: Axis, cols: Axis, settings: Settings) -> Any:
-    """Embed frames.
+    """Embed frames in windows that lie side by side.
 
     Parameters
     ----------
@@ -125,7 +134,7 @@ def block_windows(rows: Axis, cols: Axis, settings: Settings, dates: int) -> int
     """Windows on the side of a block."""
     most = max(pixel_bytes(settings, dates))
     return blocks_for(
-        rows, cols, settings.tile, pixel_bytes=most, limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST
+        rows, cols, settings.stride, pixel_bytes=most, limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST
     )
 
 
@@ -148,26 +157,44 @@ def encode_block(
     out = np.full((settings.channels, height, width), np.nan, np.float32)
     if not valid.any():
         return out
-    model = get_encoder(settings.spec)
-    device = next(model.parameters()).device
-    turn = _turns.setdefault(str(device), threading.Lock())
-    with turn, _threads_of_the_worker(), _freed_memory_is_kept():
-        for places, encoded in _forward(model, frames, valid, stats, y, x, settings):
-            for (i, j), cells in zip(places, encoded, strict=True):
-                if settings.output == "tile":
-                    out[:, i.window - y_first, j.window - x_first] = cells
-                elif settings.output == "patch":
-                    top = i.window * (settings.tile // settings.side) + i.first - y_first
-                    left = j.window * (settings.tile // settings.side) + j.first - x_first
-                    out[:, top : top + i.count, left : left + j.count] = np.moveaxis(cells, -1, 0)
-                else:  # one cell a pixel: the patches may reach over the end of the cube
-                    from_y, from_x = _before(i, settings), _before(j, settings)
-                    cells = cells[from_y : from_y + i.stop - i.start, from_x : from_x + j.stop - j.start]
-                    top, left = i.start - y.start, j.start - x.start
-                    out[:, top : top + cells.shape[0], left : left + cells.shape[1]] = np.moveaxis(
-                        cells, -1, 0
-                    )
+    with the_model(settings.spec) as model:
+
+        def run(part: list[Place], device: torch.device) -> np.ndarray:
+            window, doy, there = tensors(frames, valid, stats, y, x, part, device, settings)
+            origin = (part[0][0].first, part[0][1].first)
+            with _autocast(device, settings.spec):
+                return _call(model, window, doy, there, origin, settings).float().cpu().numpy()
+
+        for (i, j), cells in in_batches(observed_windows(valid, y, x, settings), run, model, settings):
+            if settings.output == "tile":
+                out[:, i.window - y_first, j.window - x_first] = cells
+            elif settings.output == "patch":
+                at = (
+                    patches(span, settings).within(axis.grid(settings.side))
+                    for span, axis in ((i, y), (j, x))
+                )
+                out[:, *at] = np.moveaxis(cells, -1, 0)
+            else:
+                out[:, i.pixels.within(y), j.pixels.within(x)] = np.moveaxis(
+                    of_pixels(cells, i, j, settings), -1, 0
+                )
     return out
+
+
+@contextmanager
+def the_model(spec: EncoderSpec) -> Iterator[Any]:
+    """The model, and its device for oneself, to compute a block."""
+    import torch
+
+    model = get_encoder(spec)
+    turn = _turns.setdefault(str(_device(model)), threading.Lock())
+    with turn, _threads_of_the_worker(), _freed_memory_is_kept(), torch.inference_mode():
+        yield model
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
 
 
 @contextmanager
@@ -223,56 +250,58 @@ def _nthreads() -> int | None:
         return None
 
 
-def _forward(
+def observed_windows(valid: np.ndarray, y: Axis, x: Axis, settings: Settings) -> list[list[Place]]:
+    """The windows of a block in which something was observed; those of one shape together."""
+    alike: dict[tuple[int, ...], list[Place]] = {}
+    for i in spans(y, settings.tile, settings.side):
+        for j in spans(x, settings.tile, settings.side):
+            if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
+                alike.setdefault((i.first, i.count, j.first, j.count), []).append((i, j))
+    return list(alike.values())
+
+
+def in_batches(
+    groups: Iterable[list[Place]],
+    run: Callable[[list[Place], torch.device], Iterable[T]],
     model: Any,
+    settings: Settings,
+) -> Iterator[tuple[Place, T]]:
+    """Windows and what `run` makes of them, given as many of one shape at a time as the memory lets."""
+    import torch
+
+    device = _device(model)
+    for places in groups:
+        done = 0
+        while done < len(places):
+            batch = _fitting.get((str(device), settings)) or _batch(settings, device.type)
+            part, found = places[done : done + batch], None
+            try:
+                found = run(part, device)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            if found is None:  # after the except clause, where the error holds no tensors any more
+                _halve(device, settings, len(part), reason)
+                continue
+            yield from zip(part, found, strict=True)
+            done += len(part)
+
+
+def tensors(
     frames: np.ndarray,
     valid: np.ndarray,
     stats: np.ndarray | None,
     y: Axis,
     x: Axis,
-    settings: Settings,
-) -> Iterator[tuple[list[tuple[Span, Span]], np.ndarray]]:
-    """The windows of a block, encoded, in batches of windows of one shape, as large as the memory lets."""
-    import torch
-
-    device = next(model.parameters()).device
-    alike: dict[tuple[int, ...], list[tuple[Span, Span]]] = {}
-    for i in spans(y, settings.tile, settings.side):
-        for j in spans(x, settings.tile, settings.side):
-            if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
-                alike.setdefault((i.first, i.count, j.first, j.count), []).append((i, j))
-    for (top, _, left, _), places in alike.items():
-        done = 0
-        while done < len(places):
-            batch = _fitting.get((str(device), settings)) or _batch(settings, device.type)
-            part = places[done : done + batch]
-            cut = [_cut(frames, valid, stats, y, x, i, j, settings) for i, j in part]
-            try:
-                encoded = _encode_batch(model, cut, device, (top, left), settings)
-            except torch.OutOfMemoryError as error:
-                reason, encoded = str(error).partition("\n")[0], None
-            if encoded is None:  # after the except clause, where the error holds no tensors any more
-                _halve(device, settings, len(part), reason)
-                continue
-            yield part, encoded
-            done += len(part)
-
-
-def _encode_batch(
-    model: Any,
-    cut: list[tuple[np.ndarray, np.ndarray]],
+    part: list[Place],
     device: torch.device,
-    origin: tuple[int, int],
     settings: Settings,
-) -> np.ndarray:
-    """What `_cut` gave of some windows, through the model; the only place that holds tensors of the device."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalized pixels (B, T, 10, H, W), days (T,) and validity (B, T, H, W) of windows of one shape."""
     import torch
 
-    doy = torch.tensor(settings.doy, device=device)
-    window = torch.from_numpy(np.stack([pixels for pixels, _ in cut])).to(device)
-    valid = torch.from_numpy(np.stack([there for _, there in cut])).to(device)
-    with torch.inference_mode(), _autocast(device, settings.spec):
-        return _call(model, window, doy, valid, origin, settings).float().cpu().numpy()
+    cut = [_cut(frames, valid, stats, y, x, i, j, settings) for i, j in part]
+    window, there = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*cut, strict=True))
+    return window, torch.tensor(settings.doy, device=device), there
 
 
 def _halve(device: torch.device, settings: Settings, windows: int, reason: str) -> None:
@@ -318,9 +347,20 @@ def _cut(
     return whole, whole_there
 
 
+def patches(span: Span, settings: Settings) -> Axis:
+    """The patches of a window that there are, as an axis of patches."""
+    return Axis(span.window * (settings.stride // settings.side) + span.first, span.count)
+
+
+def of_pixels(cells: np.ndarray, i: Span, j: Span, settings: Settings) -> np.ndarray:
+    """Of cells (H, W, D) of the pixels of whole patches, those that there are: patches reach over a cube's end."""
+    top, left = _before(i, settings), _before(j, settings)
+    return cells[top : top + i.stop - i.start, left : left + j.stop - j.start]
+
+
 def _before(span: Span, settings: Settings) -> int:
     """Pixels of a span's first patch that lie before the cube."""
-    return span.start - span.window * settings.tile - span.first * settings.side
+    return span.start - span.window * settings.stride - span.first * settings.side
 
 
 def _call(

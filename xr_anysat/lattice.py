@@ -7,9 +7,10 @@ same ground lies in the same patch and window whichever area was asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ class Axis:
         first = self.start // side
         return first, -(-self.stop // side) - first
 
+    def grid(self, side: int) -> Axis:
+        """The cells of `side` pixels that the axis meets, as an axis of cells."""
+        return Axis(*self.cells(side))
+
+    def within(self, other: Axis) -> slice:
+        """Where another axis has what it shares with this one.
+
+        Examples
+        --------
+        >>> Axis(10, 5).within(Axis(8, 4)), Axis(10, 5).within(Axis(0, 4))
+        (slice(2, 4, None), slice(4, 4, None))
+        """
+        start = min(max(self.start - other.start, 0), other.size)
+        return slice(start, max(start, min(self.stop - other.start, other.size)))
+
     def blocks(self, tile: int, windows: int) -> tuple[int, ...]:
         """Pixels a block, for blocks of `windows` whole windows of `tile` pixels.
 
@@ -55,6 +71,10 @@ class Axis:
         edges = [self.start, *edges, self.stop]
         return tuple(b - a for a, b in pairwise(edges))
 
+    def parts(self, sizes: tuple[int, ...]) -> list[Axis]:
+        """The axis in parts of these sizes, such as its blocks."""
+        return [Axis(self.start + end - n, n) for end, n in zip(accumulate(sizes), sizes, strict=True)]
+
 
 def cell_chunks(axis: Axis, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:
     """Cells of `side` pixels a block: the chunks of the output along `axis`.
@@ -64,11 +84,7 @@ def cell_chunks(axis: Axis, blocks: tuple[int, ...], side: int) -> tuple[int, ..
     >>> cell_chunks(Axis(-5, 60), (5, 24, 24, 7), 4)
     (2, 6, 6, 2)
     """
-    out, start = [], axis.start
-    for size in blocks:
-        out.append(Axis(start, size).cells(side)[1])
-        start += size
-    return tuple(out)
+    return tuple(part.cells(side)[1] for part in axis.parts(blocks))
 
 
 @dataclass(frozen=True)
@@ -91,20 +107,74 @@ class Span:
     first: int
     count: int
 
+    @property
+    def pixels(self) -> Axis:
+        """The pixels that there are."""
+        return Axis(self.start, self.stop - self.start)
 
-def spans(axis: Axis, tile: int, side: int) -> Iterator[Span]:
+
+def spans(
+    axis: Axis, tile: int, side: int, *, stride: int | None = None, over: Axis | None = None
+) -> Iterator[Span]:
     """The windows of `tile` pixels along `axis`, each with the patches of `side` pixels it has.
+
+    Parameters
+    ----------
+    axis : Axis
+        The pixels that there are.
+    tile, side : int
+        Pixels on the side of a window and of a patch.
+    stride : int, optional
+        Pixels from one window to the next; None: they lie side by side.
+    over : Axis, optional
+        Only the windows that meet this part of the axis.
 
     Examples
     --------
     >>> next(spans(Axis(-5, 60), 24, 4))
     Span(window=-1, start=-5, stop=0, first=4, count=2)
+    >>> [(s.start, s.stop) for s in spans(Axis(0, 60), 24, 4, stride=12, over=Axis(24, 12))]
+    [(12, 36), (24, 48)]
     """
-    first, count = axis.cells(tile)
-    for window in range(first, first + count):
-        start, stop = max(axis.start, window * tile), min(axis.stop, (window + 1) * tile)
+    stride, over = stride or tile, over or axis
+    for window in range((over.start - tile) // stride + 1, (over.stop - 1) // stride + 1):
+        start, stop = max(axis.start, window * stride), min(axis.stop, window * stride + tile)
         patch, patches = Axis(start, stop - start).cells(side)
-        yield Span(window, start, stop, patch - window * (tile // side), patches)
+        yield Span(window, start, stop, patch - window * (stride // side), patches)
+
+
+def halo(tile: int, overlap: int) -> int:
+    """Pixels beyond an end of a block that its windows may reach: whole strides.
+
+    Examples
+    --------
+    >>> halo(24, 0), halo(24, 6), halo(24, 12), halo(24, 18)
+    (0, 18, 12, 18)
+    """
+    stride = tile - overlap
+    return -(-overlap // stride) * stride
+
+
+def blend(cells: int, overlap: int) -> list[float]:
+    """Weight of each cell of a window that shares `overlap` cells with the next: those of a place sum to one.
+
+    Squared sines up and down the overlap, and one between; where more than two windows meet, divided by
+    their sum.
+
+    Parameters
+    ----------
+    cells, overlap : int
+        Cells on the side of a window, and how many of them the next window has, too.
+
+    Examples
+    --------
+    >>> [round(w, 2) for w in blend(6, 2)]
+    [0.15, 0.85, 1.0, 1.0, 0.85, 0.15]
+    """
+    ramp, stride = min(overlap, cells // 2), cells - overlap
+    rise = [math.sin(math.pi / 2 * (i + 0.5) / ramp) ** 2 for i in range(ramp)]
+    raw = [*rise, *[1.0] * (cells - 2 * ramp), *reversed(rise)]
+    return [w / sum(raw[i % stride :: stride]) for i, w in enumerate(raw)]
 
 
 def blocks_for(rows: Axis, cols: Axis, tile: int, *, pixel_bytes: float, limit: int, at_least: int) -> int:

@@ -34,8 +34,9 @@ from xr_anysat.engine import (
     pixel_bytes,
 )
 from xr_anysat.frames import FRAMES_ATTR, bin_bounds, parse_period
-from xr_anysat.lattice import Axis, cell_chunks, spans
+from xr_anysat.lattice import Axis, cell_chunks, halo, spans
 from xr_anysat.model.cost import PARAMETERS, multiply_adds, working_bytes
+from xr_anysat.model.spec import SIZES
 from xr_anysat.model.weights import encoder_spec
 from xr_anysat.radiometry import PASTIS
 
@@ -64,12 +65,13 @@ class Plan:
         What becomes of them: ``"drop"`` or ``"nearest"``.
     pixels : (int, int)
         Rows and columns that are embedded.
-    tile, patch_size : int
-        Side of a window in pixels, and of a patch in metres.
+    tile, overlap, patch_size : int
+        Side of a window in pixels, pixels that it shares with the next, and side of a patch in metres.
     windows, patches, blocks : (int, int)
         How many there are down and across; those at the cube's ends may be cut.
     block_windows : int
-        Windows on the side of a block. A block is a task, and a chunk of the output.
+        Windows on the side of a block: of overlapping ones, those that start in it. A block is a task, and a chunk
+        of the output.
     chunks : tuple of tuple of int
         Chunks of the output, as dask has them.
     why : tuple of str
@@ -116,6 +118,7 @@ class Plan:
     empty: str
     pixels: tuple[int, int]
     tile: int
+    overlap: int
     patch_size: int
     windows: tuple[int, int]
     patches: tuple[int, int]
@@ -199,7 +202,11 @@ class Plan:
             ("frames", frames),
             (
                 "windows",
-                [f"{_by(self.windows)} of {self.tile} × {self.tile} pixels, for {_by(self.pixels)} pixels"],
+                [
+                    f"{_by(self.windows)} of {self.tile} × {self.tile} pixels, "
+                    + (f"{self.overlap} of them shared with the next, " if self.overlap else "")
+                    + f"for {_by(self.pixels)} pixels"
+                ],
             ),
             ("patches", [f"{_by(self.patches)} of {self.patch_size} m, {side} × {side} pixels"]),
             ("blocks", [f"{_by(self.blocks)} = {math.prod(self.blocks):,}", *self.why]),
@@ -314,7 +321,8 @@ def plan(
         pixels=(asked.rows.size, asked.cols.size),
         tile=settings.tile,
         patch_size=settings.side * int(PIXEL),
-        windows=(asked.rows.cells(settings.tile)[1], asked.cols.cells(settings.tile)[1]),
+        overlap=settings.overlap,
+        windows=(_windows(asked.rows, settings), _windows(asked.cols, settings)),
         patches=(asked.rows.cells(settings.side)[1], asked.cols.cells(settings.side)[1]),
         blocks=(len(layout.down), len(layout.across)),
         block_windows=layout.windows,
@@ -329,7 +337,10 @@ def plan(
         model=settings.spec.size,
         weights=settings.spec.source,
         device=settings.spec.device,
-        flop=2 * _multiply_adds(settings, asked.rows, asked.cols, published=published),
+        flop=2
+        * _multiply_adds(
+            settings, asked.rows.parts(layout.down), asked.cols.parts(layout.across), published=published
+        ),
         lazy=lazy,
         bytes_read=acquisitions * len(BANDS) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
         reads=2 if lazy and asked.reads_twice(frames_bytes) else 1,
@@ -339,7 +350,8 @@ def plan(
         memory_output=d * max(chunks[1]) * max(chunks[2]) * 4,
         memory_working=working_bytes(
             settings.spec.size, settings.output, dates=dates, side=settings.side, tile=settings.tile
-        ),
+        )
+        + _tokens_bytes(settings, layout),
         memory_weights=PARAMETERS[settings.spec.size] * 4,
     )
     found = replace(found, warnings=tuple(_warnings(found, asked, published=published)))
@@ -419,17 +431,17 @@ class _Layout:
 
 
 def _layout(asked: Request, dates: int) -> _Layout:
-    """The blocks that :func:`xr_anysat.engine.encode` makes."""
+    """The blocks that :func:`xr_anysat.engine.encode` and `encode_overlapping` make."""
     s, rows, cols = asked.settings, asked.rows, asked.cols
     read, made = pixel_bytes(s, dates)
     pixel = max(read, made)
-    n = block_windows(rows, cols, s, dates)
-    total = rows.cells(s.tile)[1] * cols.cells(s.tile)[1]
+    n, stride = block_windows(rows, cols, s, dates), s.stride
+    total = rows.cells(stride)[1] * cols.cells(stride)[1]
     what, head = "output" if made >= read else "input", f"{n} × {n} windows a block"
     if total == 1:
         why = "one block, for the cube is one window"
-    elif (s.tile * (n + 1)) ** 2 * pixel > BLOCK_BYTES:
-        size = (s.tile * n) ** 2 * pixel
+    elif (stride * (n + 1)) ** 2 * pixel > BLOCK_BYTES:
+        size = (stride * n) ** 2 * pixel
         why = f"{head}: the most under {binary(BLOCK_BYTES)} of {what}"
         if size > BLOCK_BYTES:
             why = f"{head}, though the {what} of one is {binary(size)}: a window cannot be cut"
@@ -437,7 +449,7 @@ def _layout(asked: Request, dates: int) -> _Layout:
         why = f"{head}: there are {total} windows, and {BLOCKS_AT_LEAST} blocks are wanted"
     else:
         why = f"{head}: the most that make at least {BLOCKS_AT_LEAST} blocks of the cube"
-    return _Layout(n, rows.blocks(s.tile, n), cols.blocks(s.tile, n), why)
+    return _Layout(n, rows.blocks(stride, n), cols.blocks(stride, n), why)
 
 
 def _why_chunks(asked: Request, layout: _Layout, dates: int, *, lazy: bool) -> str:
@@ -452,14 +464,18 @@ def _why_chunks(asked: Request, layout: _Layout, dates: int, *, lazy: bool) -> s
     largest = ", ".join(f"{dim} {max(c)}" for dim, c in own.items())
     if asked.resize is not None:
         return f"the cube's chunks ({largest}) are put together, for it is resampled as a whole"
+    # what is read for one block waits for the others
+    waiting = f"the frames of one are {binary(dates * len(BANDS) * max(own['y']) * max(own['x']) * 4)}"
+    if asked.settings.overlap:
+        reach = halo(asked.settings.tile, asked.settings.overlap)
+        beside = f"windows reach {reach} pixels into the blocks beside"
+        return f"the cube's chunks ({largest}) are re-cut: {beside}; {waiting}"
     blocks = len(layout.down) * len(layout.across)
     whole = (len(layout.down) - _cut(layout.down, own["y"])) * (
         len(layout.across) - _cut(layout.across, own["x"])
     )
     if not _cut(own["y"], layout.down) and not _cut(own["x"], layout.across):
         return f"the cube's chunks ({largest}) fit: each goes into one block"
-    # what is read for one block waits for the others
-    waiting = f"the frames of one are {binary(dates * len(BANDS) * max(own['y']) * max(own['x']) * 4)}"
     if whole == blocks:
         return f"the cube's chunks ({largest}) fit: each block lies in one; {waiting}"
     return f"the cube's chunks ({largest}) are re-cut: {blocks - whole:,} blocks take pixels of several; {waiting}"
@@ -483,22 +499,60 @@ def _cut(pieces: tuple[int, ...], others: tuple[int, ...]) -> int:
 # ---------------------------------------------------------------------- work
 
 
-def _multiply_adds(settings: Settings, rows: Axis, cols: Axis, *, published: bool) -> int:
-    """Multiply-adds of all windows of `rows` × `cols`, all pixels observed."""
-    total = 0
-    for (height, p), down in _shapes(rows, settings).items():
-        for (width, q), across in _shapes(cols, settings).items():
+def _multiply_adds(settings: Settings, down: list[Axis], across: list[Axis], *, published: bool) -> int:
+    """Multiply-adds of blocks that lie so down and across, all pixels observed.
+
+    Where windows overlap, a pixel and a patch are computed once, and a window in each block that it meets.
+    """
+    squares = replace(settings, tile=settings.stride, overlap=0)
+    whole = ([_whole(down)], [_whole(across)])
+    pixels, patches, _ = _stages(squares, *whole, published=published)
+    *_, windows = _stages(settings, down, across, published=published)
+    return pixels + patches + windows
+
+
+def _stages(
+    settings: Settings, down: list[Axis], across: list[Axis], *, published: bool
+) -> tuple[int, int, int]:
+    """Multiply-adds of the model's three stages in all windows that the parts of the two axes meet."""
+    pixels = patches = windows = 0
+    for (height, p), n in _shapes(down, settings).items():
+        for (width, q), m in _shapes(across, settings).items():
             one = multiply_adds(
                 settings.spec.size, settings.output, dates=len(settings.doy), side=settings.side,
                 pixels=height * width, patches=p * q, savings=not published,
             )  # fmt: skip
-            total += down * across * one.total
-    return total
+            pixels += n * m * one.pixels
+            patches += n * m * one.patches
+            windows += n * m * one.windows
+    return pixels, patches, windows
 
 
-def _shapes(axis: Axis, settings: Settings) -> Counter[tuple[int, int]]:
-    """Pixels and patches that the windows along an axis have, and how many windows have them."""
-    return Counter((s.stop - s.start, s.count) for s in spans(axis, settings.tile, settings.side))
+def _whole(parts: list[Axis]) -> Axis:
+    return Axis(parts[0].start, parts[-1].stop - parts[0].start)
+
+
+def _shapes(parts: list[Axis], settings: Settings) -> Counter[tuple[int, int]]:
+    """Pixels and patches that the windows of parts of an axis have, and how many windows have them."""
+    return Counter(
+        (s.stop - s.start, s.count)
+        for part in parts
+        for s in spans(_whole(parts), settings.tile, settings.side, stride=settings.stride, over=part)
+    )
+
+
+def _windows(axis: Axis, settings: Settings) -> int:
+    """Windows along an axis."""
+    return sum(1 for _ in spans(axis, settings.tile, settings.side, stride=settings.stride))
+
+
+def _tokens_bytes(settings: Settings, layout: _Layout) -> int:
+    """Bytes of the tokens that a block of overlapping windows waits for."""
+    if not settings.overlap:
+        return 0
+    reach, dim = halo(settings.tile, settings.overlap), SIZES[settings.spec.size].dim
+    cells = math.prod(max(sizes) + 2 * reach for sizes in (layout.down, layout.across))
+    return 4 * dim * (cells // settings.side**2 + (cells if settings.output == "dense" else 0))
 
 
 def _is_upstreams(model: Any) -> bool:
@@ -529,7 +583,7 @@ def _warnings(found: Plan, asked: Request, *, published: bool) -> Iterator[str]:
     cut = sum(
         n
         for axis in (asked.rows, asked.cols)
-        for (size, _), n in _shapes(axis, asked.settings).items()
+        for (size, _), n in _shapes([axis], asked.settings).items()
         if size < asked.settings.tile
     )
     if published and cut:
@@ -545,7 +599,8 @@ def _time(asked: Request, settings: Settings, layout: _Layout, *, published: boo
     if spec.source == "official" and spec.sha256 is None:  # not on this machine
         spec = encoder_spec(spec.size, "random", spec.device, spec.precision)
         words = "; with random weights, for the official ones are not here yet, which takes as long"
-    settings, device = replace(settings, spec=spec), device_of(spec)
+    # overlapping windows do the same work, each stage as often as it is counted
+    settings, device = replace(settings, spec=spec, overlap=0), device_of(spec)
 
     def run(rows: Axis, cols: Axis) -> float:
         pixels = rng.integers(1, 6000, (len(settings.doy), len(BANDS), rows.size, cols.size)).astype(
@@ -566,7 +621,7 @@ def _time(asked: Request, settings: Settings, layout: _Layout, *, published: boo
     seconds: list[float] = []
     while sum(seconds) < CALIBRATION_SECONDS:
         seconds.append(run(rows, cols))
-    work = _multiply_adds(settings, rows, cols, published=published)
+    work = _multiply_adds(settings, [rows], [cols], published=published)
     what = f"{rows.size} × {cols.size} pixels and {len(settings.doy)} frames, timed {len(seconds)} × on {device}{words}"
     return statistics.median(seconds) / work, what
 
