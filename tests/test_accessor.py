@@ -16,7 +16,16 @@ import xr_anysat
 from xr_anysat import AnySatError, CubeTypeError
 
 TINY = {"model": "tiny", "weights": "random"}
-POSITIONAL = {"frames": 1, "statistics": 1, "embed": 1, "plan": 1, "pool": 1, "to_zarr": 2, "to_cog": 2}
+POSITIONAL = {
+    "seam_score": 0,
+    "frames": 1,
+    "statistics": 1,
+    "embed": 1,
+    "plan": 1,
+    "pool": 1,
+    "to_zarr": 2,
+    "to_cog": 2,
+}
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 
 

@@ -31,6 +31,7 @@ from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
 from xr_anysat.plan import Plan, plan
 from xr_anysat.radiometry import Statistics, statistics
+from xr_anysat.seams import seam_score
 
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
@@ -61,6 +62,7 @@ __all__ = [
     "open_s2",
     "plan",
     "pool",
+    "seam_score",
     "statistics",
     "to_cog",
     "to_zarr",

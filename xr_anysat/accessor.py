@@ -18,6 +18,7 @@ from xr_anysat.export import to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.plan import plan
 from xr_anysat.radiometry import statistics
+from xr_anysat.seams import seam_score
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +37,8 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
-    On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`.
+    On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
+    `seam_score`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -49,6 +51,7 @@ class AnySatAccessor:
     pool = _method(pool)
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)
+    seam_score = _method(seam_score)
 
 
 def register() -> None:

@@ -30,6 +30,7 @@ from xr_anysat.frames import (
 )
 from xr_anysat.lattice import Axis
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, loaded_sha256
+from xr_anysat.overlap import encode_overlapping
 from xr_anysat.radiometry import Statistics, parse_norm, tile_statistics
 from xr_anysat.recompute import read_again
 
@@ -69,6 +70,7 @@ def embed(
     norm: str | Statistics | dict[str, Any] = NORM,
     patch_size: int = 10,
     tile: int = TILE,
+    overlap: int = 0,
     anchor: str = "auto",
     resize: int | None = None,
     output: str = "patch",
@@ -108,6 +110,12 @@ def embed(
     tile : int, default 24
         Side of a window in pixels, a multiple of the patch's. A window is what the model sees at
         once. For maps, ``patch_size=40, tile=64`` is nearer to what AnySat was trained on.
+    overlap : int, default 0
+        Pixels that a window shares with the next, a multiple of the patch's side and less than `tile`:
+        windows then start every ``tile - overlap`` pixels, and a patch's token is the mean of those it
+        has in all its windows, by weights that fall to a window's border as a squared sine and sum to
+        one. Seams fade; half a `tile` takes each patch through four windows (docs/speed.md). For
+        ``patch`` and ``dense``.
     anchor : {"auto", "grid", "cube"}
         Where windows start: at the CRS origin, so that the same ground lies in the same window
         whatever area is asked for; or at the cube's own corner. ``"auto"`` is ``"cube"`` for a cube
@@ -182,7 +190,9 @@ def embed(
             stats = tile_statistics(again.data)
         else:
             stats = tile_statistics(data)
-    encoded = encode(data, stats, asked.rows, asked.cols, settings)
+    encoded = (encode_overlapping if settings.overlap else encode)(
+        data, stats, asked.rows, asked.cols, settings
+    )
     warn_if_empty(encoded)
 
     emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=asked.coords)
@@ -273,6 +283,7 @@ def request(cube: xr.DataArray | xr.Dataset, **options: Any) -> Request:
     recipe = Recipe(frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
     norm_name, statistics = parse_norm(norm)
     side = _check_geometry(o.patch_size, tile, o.resize, o.batch)
+    overlap = _check_overlap(o, side, tile, norm_name)
     resize = None if o.resize is None else int(o.resize)
     tile = int(tile) if resize is None else resize
     batch = None if o.batch is None else int(o.batch)
@@ -297,15 +308,17 @@ def request(cube: xr.DataArray | xr.Dataset, **options: Any) -> Request:
     if resize is not None:
         geobox, shape = _resized_grid(geobox, shape, resize)
     anchor = _effective_anchor(o.anchor, geobox, shape, tile)
-    rows, cols = _place(anchor, geobox, shape)
-    settings = Settings(spec=spec, doy=(), norm=norm_name, output=o.output, tile=tile, side=side, batch=batch)
+    rows, cols = place(anchor, geobox, shape)
+    settings = Settings(
+        spec=spec, doy=(), norm=norm_name, output=o.output, tile=tile, side=side, batch=batch, overlap=overlap
+    )
     config = {
         "frames": None if composed else recipe.frames, "period": None,
         "reduce": o.reduce, "empty": o.empty, "doy": o.doy, "doy_base": recipe.doy_base,
         "bands": None if o.bands is None else list(o.bands), "nodata": _jsonable(o.nodata),
         "fill_value": recipe.fill_value,
         "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
-        "patch_size": int(o.patch_size), "tile": tile, "anchor": anchor, "resize": resize,
+        "patch_size": int(o.patch_size), "tile": tile, "overlap": overlap, "anchor": anchor, "resize": resize,
         "output": o.output, "pool": o.pool, "model": spec.size, "weights": spec.source,
         "device": spec.device, "precision": spec.precision, "batch": batch,
     }  # fmt: skip
@@ -461,6 +474,41 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
     return side
 
 
+def _check_overlap(o: Any, side: int, tile: Any, norm: str) -> int:
+    """Pixels that windows share, if they can."""
+    overlap = o.overlap
+    if (not _whole(overlap) and overlap != 0) or isinstance(overlap, bool):
+        raise OptionError(f"{overlap=}: wanted a whole number of pixels, 0 or more")
+    if not overlap:
+        return 0
+    most = int(tile) - side
+    if overlap % side or overlap > most:
+        raise OptionError(
+            f"overlap={overlap} pixels: wanted a multiple of the patch side, {side} pixels, up to {most} (tile={tile} "
+            f"less a patch); half a window is overlap={int(tile) // 2 // side * side}"
+        )
+    why = None
+    if o.output in ("tile", "local"):
+        why = (
+            f"output={o.output!r}",
+            "only the patches of windows are blended, with output='patch' or 'dense'",
+        )
+    elif o.resize is not None:
+        why = f"resize={o.resize}", "the whole cube is one window"
+    elif norm == "per_window_zscore":
+        why = (
+            "norm='per_window_zscore'",
+            "a pixel would be another one in each of its windows; norm='pastis' has none",
+        )
+    elif not isinstance(option("model", o.model), str):
+        why = "a module object as model", "its stages cannot be run apart; model='base' with weights=PATH can"
+    if why is not None:
+        raise OptionError(
+            f"overlap={overlap} with {why[0]}: {why[1]}. Leave overlap= out, or change the other"
+        )
+    return int(overlap)
+
+
 def _whole(value: Any) -> bool:
     """Whether `value` is a positive whole number; 24.0 is."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
@@ -489,7 +537,7 @@ def _effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]
     return anchor
 
 
-def _place(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
+def place(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
     """Rows and columns of the cube on the lattice."""
     row = col = 0
     if anchor == "grid":
@@ -609,6 +657,7 @@ def _attrs(
         "output": config["output"],
         "patch_size_m": config["patch_size"],
         "tile": config["tile"],
+        "overlap": config["overlap"],
         "anchor": config["anchor"],
         "norm": config["norm"] if isinstance(config["norm"], str) else "statistics",
         "n_frames": int(made.sizes["time"]),
