@@ -1,86 +1,146 @@
-"""The model alone: pixels a second, share of this machine's float32 matrix rate, ratio to upstream.
+"""The model alone: pixels a second, ratio to upstream, share of what the machine can do, memory.
 
-    python benchmarks/forward.py [--upstream PATH]
+    python benchmarks/forward.py [--upstream PATH] [--quick] [--model tiny|base] [--json FILE]
 
-PATH is a checkout of gastruc/AnySat, run beside ours in the same process with its own random weights; the
-repetitions alternate, and each figure is a ratio of medians of one run, since absolute times drift.
+PATH is a checkout of gastruc/AnySat, run beside ours in the same process with its own random weights, in eager
+float32; `local` stands beside its `dense`, for it has the pixels' tokens only together with the patches'. Ours,
+upstream's and the product of matrices that the roofline is made of alternate, and each figure is a ratio of medians
+of one run, since absolute times drift. The roofline is the rate of the product that the model itself uses, of the
+one of its shapes where that is fastest; the share of it counts the multiply-adds that are needed. Memory is the
+peak of a process of its own above what it takes with the model loaded; on a GPU, that of its tensors.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from measure import PEAKS, Row, device_name, forget, fresh, main, median, peak
 
 from xr_anysat.model.cost import multiply_adds
+from xr_anysat.model.linear import Linear
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
-# patch side (px), window (px), dates, batch of windows, output
-CASES = [(1, 24, 8, 1, "patch"), (2, 24, 8, 1, "patch"), (4, 64, 8, 1, "patch"), (1, 24, 8, 1, "local")]
+ROWS = (577, 1152, 2048)
+PRODUCTS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
 
 
-def gemm_rate() -> float:
-    """Multiply-adds a second of a float32 product of the model's own shape."""
-    x, w = torch.randn(4608, 768), torch.randn(3072, 768)
-    run = lambda: torch.nn.functional.linear(x, w)  # noqa: E731
-    return 4608 * 768 * 3072 / median([run] * 20)[0]
+@dataclass(frozen=True)
+class Case:
+    """Windows of a forward."""
+
+    patch: int  # m
+    tile: int  # px
+    dates: int = 8
+    batch: int = 1
+    output: str = "patch"
+
+    @property
+    def pixels(self) -> int:
+        """Of all windows."""
+        return self.batch * self.tile**2
 
 
-def median(runs: list[Callable[[], Any]], repeat: int = 1) -> list[float]:
-    """Median seconds of each of `runs`, alternating; all the same function: of all of them."""
-    times: dict[int, list[float]] = {}
-    runs[0]()
-    for _ in range(repeat):
-        for run in runs:
-            start = time.perf_counter()
-            run()
-            times.setdefault(id(run), []).append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times.values()]
+CASES = [
+    Case(10, 24), Case(10, 24, batch=4), Case(20, 24), Case(40, 64), Case(10, 64, dates=24),
+    Case(10, 64, output="local"), Case(40, 64, output="local"),
+]  # fmt: skip
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upstream", help="checkout of gastruc/AnySat")
-    parser.add_argument("--repeat", type=int, default=5)
-    options = parser.parse_args()
-    ours = get_encoder(encoder_spec("base", "random", "cpu"))
-    theirs = None
-    if options.upstream:
-        hub: Any = torch.hub.load
-        theirs = hub(options.upstream, "anysat", source="local", pretrained=False, flash_attn=False).eval()
-    rate = gemm_rate()
-    print(f"{torch.get_num_threads()} threads, float32 products at {rate / 1e9:.0f} G multiply-adds a second")
-    print("output  patch window  T  B   pixels/s  of the matrix rate  times upstream")
-    for side, tile, dates, batch, output in CASES:
-        x = torch.randn(batch, dates, 10, tile, tile)
-        doy = torch.linspace(10, 350, dates).long().expand(batch, dates)
+def windows_at_once(tile: int, device: torch.device) -> int:
+    """Windows that it takes to fill a device: of a CPU, one does."""
+    return 1 if device.type == "cpu" else max(1, (1 << 16) // tile**2)
 
-        def run(x: Any = x, doy: Any = doy, side: int = side, output: str = output) -> None:
-            with torch.inference_mode():
-                ours.encode(x, doy, side=side, output=output)
 
-        def run_upstream(x: Any = x, doy: Any = doy, side: int = side) -> None:
-            with torch.inference_mode():
-                theirs({"s2": x, "s2_dates": doy}, patch_size=side * 10, output="patch")
+def inputs(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (B, T, 10, H, W) and days (B, T)."""
+    x = torch.randn(case.batch, case.dates, 10, case.tile, case.tile, device=device)
+    return x, torch.linspace(10, 350, case.dates, device=device).long().expand(case.batch, -1)
 
-        beside = theirs is not None and output == "patch"
-        seconds = median([run, run_upstream] if beside else [run], options.repeat)
-        pixels = batch * tile**2
-        window = multiply_adds(
-            "base", output, dates=dates, side=side, pixels=tile**2, patches=(tile // side) ** 2
-        )
-        share = batch * window.total / seconds[0] / rate
-        ratio = f"{seconds[1] / seconds[0]:14.2f}" if beside else "             -"
-        print(
-            f"{output:6} {side * 10:4} m {tile:4} px {dates:2} {batch:2} {pixels / seconds[0]:10.0f}"
-            f" {share:18.0%}  {ratio}"
-        )
 
+def ours(case: Case, model: str, precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
+    """A forward of a case."""
+    encoder: Any = get_encoder(encoder_spec(model, "random", str(device), precision))
+    x, doy = inputs(case, device)
+    return torch.inference_mode()(lambda: encoder.encode(x, doy, side=case.patch // 10, output=case.output))
+
+
+def theirs(case: Case, model: str, path: str, device: torch.device) -> Callable[[], torch.Tensor]:
+    """The same of upstream."""
+    load: Any = torch.hub.load
+    encoder = load(path, "anysat", source="local", pretrained=False, flash_attn=False, model_size=model)
+    encoder = encoder.eval().to(device)
+    x, doy = inputs(case, device)
+    output = {"local": "dense"}.get(case.output, case.output)
+    return torch.inference_mode()(
+        lambda: encoder({"s2": x, "s2_dates": doy}, patch_size=case.patch, output=output)
+    )
+
+
+def memory(make: Callable[..., Callable[[], Any]], *args: Any) -> int | None:
+    """MiB that forwards take above the model; for a process that has done nothing else."""
+    run, device = make(*args), str(args[-1])
+    forget(device)
+    before = peak(device)
+    run()
+    run()  # which may find what the first freed in pieces
+    after = peak(device)
+    return None if before is None or after is None else after - before
+
+
+def product(rows: int, inputs: int, outputs: int, precision: str, device: torch.device) -> Callable[[], Any]:
+    """A product of matrices as the model does it, several times so that clocks can tell."""
+    layer, x = Linear(inputs, outputs).to(device), torch.randn(rows, inputs, device=device)
+    with torch.inference_mode():
+        layer.pack(precision)
+    return torch.inference_mode()(lambda: [layer(x) for _ in range(10)])
+
+
+def fastest_product(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
+    """The product of the highest rate, and its multiply-adds."""
+    shapes = [(rows, *layer) for rows in ROWS for layer in PRODUCTS]
+    runs = [product(*shape, options.precision, options.device) for shape in shapes]
+    adds = [10 * rows * inputs * outputs for rows, inputs, outputs in shapes]
+    seconds = median(runs, options.repeat, options.device)
+    best = max(range(len(runs)), key=lambda i: adds[i] / seconds[i])
+    return runs[best], adds[best]
+
+
+def forward(options: argparse.Namespace) -> Iterator[Row]:
+    """The model alone."""
+    model, precision, device = options.model, options.precision, options.device
+    roof, roof_adds = fastest_product(options)
+    cases = [CASES[0], CASES[3]] if options.quick else CASES
+    if device.type != "cpu":
+        cases = list(dict.fromkeys(replace(c, batch=windows_at_once(c.tile, device)) for c in cases))
+    for case in cases:
+        makers: list[tuple[Any, ...]] = [(ours, case, model, precision, device)]
+        if options.upstream:
+            makers.append((theirs, case, model, options.upstream, device))
+        runs = [make(*args) for make, *args in makers]
+        mine, *upstreams, product_seconds = median([*runs, roof], options.repeat, device)
+        del runs
+        memories = [fresh(memory, *maker) for maker in makers]
+        needed = case.batch * multiply_adds(
+            model, case.output, dates=case.dates, side=case.patch // 10, pixels=case.tile**2,
+            patches=(case.tile * 10 // case.patch) ** 2,
+        ).total  # fmt: skip
+        top = PEAKS.get(device_name(device))
+        yield {
+            "output": case.output, "patch, m": case.patch, "window, px": case.tile, "dates": case.dates,
+            "batch": case.batch, "pixels/s": case.pixels / mine,
+            "times upstream": upstreams[0] / mine if upstreams else None,
+            "of the roofline": needed / mine / (roof_adds / product_seconds),
+            "roofline, G/s": roof_adds / product_seconds / 1e9,
+            "of the peak": 2 * needed / mine / top if top else None,
+            "memory, MiB": memories[0], "upstream's, MiB": memories[1] if upstreams else None,
+        }  # fmt: skip
+
+
+TABLES = [forward]
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, TABLES)

@@ -1,0 +1,75 @@
+"""Areas of any size, made up where they are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+import xr_anysat
+from xr_anysat.lattice import Axis
+
+DATES = 30
+CORNER = (500_004, 60_004)
+"""Numbers of the first row and column on the lattice: whole patches of 40 m, windows that are cut."""
+
+CHUNK = 256
+"""Side of the largest chunk of `clouded`."""
+
+PERIOD = 512
+
+
+def area(
+    side: int, chunks: tuple[int, ...], values: Callable[..., np.ndarray], **options: Any
+) -> xr.DataArray:
+    """A year of `side` × `side` pixels; `values` makes a chunk, told by `block_info`."""
+    import odc.geo.xr  # noqa: F401
+
+    shape = (DATES, 10, side, side)
+    size = [n if c < 0 else min(c, n) for c, n in zip(chunks, shape, strict=True)]
+    data = da.map_blocks(
+        values, **options, chunks=da.core.normalize_chunks(size, shape), dtype="uint16",
+        meta=np.empty((0,) * 4, "uint16"),
+    )  # fmt: skip
+    rows, cols = axes(side)
+    coords = {
+        "time": pd.date_range("2022-01-05", periods=DATES, freq="12D"),
+        "band": list(xr_anysat.BANDS),
+        "y": -10.0 * np.arange(rows.start, rows.stop) - 5,
+        "x": 10.0 * np.arange(cols.start, cols.stop) + 5,
+    }
+    return xr.DataArray(data, coords, ("time", "band", "y", "x")).odc.assign_crs("EPSG:32632")
+
+
+def axes(side: int) -> tuple[Axis, Axis]:
+    """Place of an area on the lattice, rows and columns."""
+    return Axis(CORNER[0], side), Axis(CORNER[1], side)
+
+
+def clouded(block_info: Any) -> np.ndarray:
+    """Digital numbers of a chunk without two dates alike: a third is missing, and no pixel on two dates in a row.
+
+    They are cut from the same noise, since making them has to cost nearly nothing.
+    """
+    dates, bands, rows, cols = block_info[None]["array-location"]
+    values = np.empty(block_info[None]["chunk-shape"], "uint16")
+    down, across = (np.arange(*span) for span in (rows, cols))
+    bank = (down[:, None] // 50 + across // 70) % 3
+    seen = [(bank != i).astype("uint16") for i in range(3)]
+    for into, t in zip(values, range(*dates), strict=True):
+        top, left = (rows[0] + 31 * t) % PERIOD, (cols[0] + 17 * t) % PERIOD
+        noise = _noise()[slice(*bands), top : top + len(down), left : left + len(across)]
+        np.multiply(noise, seen[t % 3], out=into)
+    return values
+
+
+@functools.cache
+def _noise() -> np.ndarray:
+    """Numbers that repeat after PERIOD pixels."""
+    once = np.random.default_rng(0).integers(200, 4000, (10, PERIOD, PERIOD), "uint16")
+    return np.pad(once, ((0, 0), (0, CHUNK), (0, CHUNK)), mode="wrap")

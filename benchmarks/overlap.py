@@ -1,0 +1,40 @@
+"""What it costs that windows overlap: `embed` with an overlap of none, a quarter and a half of a window.
+
+    python benchmarks/overlap.py [--side PIXELS] [--quick] [--model tiny|base] [--json FILE]
+
+The area is that of pipeline.py; the three alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from measure import Row, main, median
+from pipeline import KINDS, QUICK, embedding
+
+SIDES = {64: 480, 24: 240}  # of areas by windows
+
+
+def overlap(options: argparse.Namespace) -> Iterator[Row]:
+    """Windows that overlap."""
+    for patch, tile in KINDS:
+        side = options.side or (QUICK if options.quick else SIDES)[tile]
+        pixels = [0, tile // 4, tile // 2]
+        embedding(2 * tile, patch, tile, options, overlap=pixels[-1]).compute()
+        runs = [
+            lambda side=side, kind=(patch, tile), n=n: embedding(side, *kind, options, overlap=n).compute()
+            for n in pixels
+        ]
+        seconds = median(runs, min(options.repeat, 3), options.device, warm=False)
+        for n, each in zip(pixels, seconds, strict=True):
+            yield {
+                "patch, m": patch, "window, px": tile, "overlap, px": n, "area, px": side,
+                "pixels/s": side**2 / each, "times no overlap": each / seconds[0],
+            }  # fmt: skip
+
+
+TABLES = [overlap]
+
+if __name__ == "__main__":
+    main(__doc__, TABLES)
