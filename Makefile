@@ -29,7 +29,7 @@ demo: $(STAMP)  ## Make a scene, embed it, and draw a picture, into demo/
 
 test: lint  ## Lint, types, and tests with coverage
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
 
 bench: $(STAMP)  ## Ratios of speed and memory, into bench.json; beside upstream's with UPSTREAM=a checkout
 	$(BIN)/python benchmarks/bench.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)

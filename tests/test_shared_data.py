@@ -17,6 +17,7 @@ import xarray as xr
 from affine import Affine
 from makers import ASSETS, BANDS, PADDED
 from odc.geo.geobox import GeoBox
+from precision import ERRORS, near
 
 import xr_anysat
 from xr_anysat import AnySatWarning, CubeError
@@ -97,6 +98,23 @@ def test_a_date_that_is_all_cloud_changes_nothing(treesat: xr.DataArray) -> None
     want = xr_anysat.embed(treesat, None, **TINY)
     got = xr_anysat.embed(treesat.isel(time=~clouded.values), None, **TINY)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("source", ["treesat", "worldcereal", "synth"])
+def test_precision_on_real_cubes(source: str, precision: str, request: pytest.FixtureRequest) -> None:
+    cube, options = request.getfixturevalue(source), {}
+    if source == "worldcereal":
+        cube = cube.assign({"S2-L2A-B8A": cube["S2-L2A-B08"]}).isel(y=slice(30, 45), x=slice(20, 41))
+        options = {"nodata": 65535, "frames": None}
+    elif source == "synth":
+        options = {"frames": None, "norm": "pastis"}
+    short, exact = (
+        xr_anysat.embed(cube, output="dense", precision=p, **{"period": None, **options}, **TINY).compute()
+        for p in (precision, "float32")
+    )
+    assert short.attrs["precision"] == precision
+    near(short.values, exact.values, precision, axis=0)
 
 
 # ---------------------------------------------------------------------- openEO

@@ -125,7 +125,7 @@ def working_bytes(size: str, output: str, *, dates: int, side: int, tile: int) -
     Examples
     --------
     >>> working_bytes("base", "patch", dates=8, side=1, tile=24) >> 20
-    197
+    172
     """
     dim, pixels, n = SIZES[size].dim, tile * tile, (tile // side) ** 2 + 1
     tokens = pixels * dim
