@@ -2,7 +2,8 @@
 
     python benchmarks/overlap.py [--side PIXELS] [--quick] [--model tiny|base] [--json FILE]
 
-The area is that of pipeline.py; the three alternate.
+The area has the dates of that of pipeline.py and is one block, as large as a large area's: smaller areas are cut into
+16 blocks for workers and progress, and windows on a border are computed on both sides. The three alternate.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Iterator
 from measure import Row, main, median
 from pipeline import KINDS, QUICK, embedding
 
-SIDES = {64: 480, 24: 240}  # of areas by windows
+from xr_anysat import engine
+
+SIDES = {64: 512, 24: 288}  # of areas by windows
 
 
 def overlap(options: argparse.Namespace) -> Iterator[Row]:
     """Windows that overlap."""
+    engine.BLOCKS_AT_LEAST = 1
     for patch, tile in KINDS:
         side = options.side or (QUICK if options.quick else SIDES)[tile]
         pixels = [0, tile // 4, tile // 2]

@@ -17,10 +17,11 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +37,6 @@ from xr_anysat.radiometry import check_values, clip, normalize, observed
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 Place = tuple[Span, Span]  # of a window, down and across
 
 BLOCK_BYTES = 256 << 20
@@ -159,13 +159,13 @@ def encode_block(
         return out
     with the_model(settings.spec) as model:
 
-        def run(part: list[Place], device: torch.device) -> np.ndarray:
+        def run(part: list[Place], device: torch.device) -> list[torch.Tensor]:
             window, doy, there = tensors(frames, valid, stats, y, x, part, device, settings)
             origin = (part[0][0].first, part[0][1].first)
             with _autocast(device, settings.spec):
-                return _call(model, window, doy, there, origin, settings).float().cpu().numpy()
+                return [_call(model, window, doy, there, origin, settings).float()]
 
-        for (i, j), cells in in_batches(observed_windows(valid, y, x, settings), run, model, settings):
+        for (i, j), (cells,) in in_batches(observed_windows(valid, y, x, settings), run, model, settings):
             if settings.output == "tile":
                 out[:, i.window - y_first, j.window - x_first] = cells
             elif settings.output == "patch":
@@ -262,14 +262,17 @@ def observed_windows(valid: np.ndarray, y: Axis, x: Axis, settings: Settings) ->
 
 def in_batches(
     groups: Iterable[list[Place]],
-    run: Callable[[list[Place], torch.device], Iterable[T]],
+    run: Callable[[list[Place], torch.device], Sequence[torch.Tensor | None]],
     model: Any,
     settings: Settings,
-) -> Iterator[tuple[Place, T]]:
-    """Windows and what `run` makes of them, given as many of one shape at a time as the memory lets."""
+) -> Iterator[tuple[Place, tuple[Any, ...]]]:
+    """Windows and the arrays that `run` makes of each, given as many of one shape at a time as the memory lets.
+
+    Results are waited for one batch later: while an accelerator computes, the next windows are cut and sent.
+    """
     import torch
 
-    device = _device(model)
+    device, waiting = _device(model), None
     for places in groups:
         done = 0
         while done < len(places):
@@ -282,8 +285,36 @@ def in_batches(
             if found is None:  # after the except clause, where the error holds no tensors any more
                 _halve(device, settings, len(part), reason)
                 continue
-            yield from zip(part, found, strict=True)
             done += len(part)
+            before, waiting = waiting, (part, _fetched(found))
+            if before is not None:
+                yield from _one_by_one(*before)
+    if waiting is not None:
+        yield from _one_by_one(*waiting)
+
+
+def _fetched(found: Sequence[torch.Tensor | None]) -> Callable[[], list[Any]]:
+    """Start to copy tensors (B, ...) to the host; what is returned waits for them, and gives B arrays of each."""
+    import torch
+
+    cuda = any(t is not None and t.is_cuda for t in found)
+    copies = [None if t is None else t.to("cpu", non_blocking=cuda) for t in found]
+    arrived = torch.cuda.Event() if cuda else None
+    if arrived is not None:
+        arrived.record()
+
+    def wait() -> list[Any]:
+        if arrived is not None:
+            arrived.synchronize()
+        return [repeat(None) if t is None else t.numpy() for t in copies]
+
+    return wait
+
+
+def _one_by_one(
+    part: list[Place], arrays: Callable[[], list[Any]]
+) -> Iterator[tuple[Place, tuple[Any, ...]]]:
+    yield from zip(part, zip(*arrays(), strict=False), strict=False)
 
 
 def tensors(
@@ -295,13 +326,25 @@ def tensors(
     part: list[Place],
     device: torch.device,
     settings: Settings,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalized pixels (B, T, 10, H, W), days (T,) and validity (B, T, H, W) of windows of one shape."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Normalized pixels (B, T, 10, H, W), days (T,) and validity (B, T, H, W) of windows of one shape.
+
+    Validity is None where all was observed, so that the model need not ask the device.
+    """
     import torch
 
     cut = [_cut(frames, valid, stats, y, x, i, j, settings) for i, j in part]
-    window, there = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*cut, strict=True))
-    return window, torch.tensor(settings.doy, device=device), there
+    window, there = (np.stack(arrays) for arrays in zip(*cut, strict=True))
+    doy = torch.tensor(settings.doy)
+    return sent(window, device), sent(doy, device), None if there.all() else sent(there, device)
+
+
+def sent(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """An array on a device; to a GPU it is on its way, from memory that stays where it is."""
+    import torch
+
+    here = torch.as_tensor(array)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def _halve(device: torch.device, settings: Settings, windows: int, reason: str) -> None:
@@ -367,7 +410,7 @@ def _call(
     model: Any,
     window: torch.Tensor,
     doy: torch.Tensor,
-    valid: torch.Tensor,
+    valid: torch.Tensor | None,
     origin: tuple[int, int],
     settings: Settings,
 ) -> torch.Tensor:
@@ -380,9 +423,10 @@ def _call(
         )
         return encoded
     side = settings.tile
-    if not valid.all() or window.shape[-2:] != (side, side):
+    if valid is not None or window.shape[-2:] != (side, side):
+        missing = 0 if valid is None else int((~valid).sum())
         raise CubeError(
-            f"a window of {window.shape[-2]} × {window.shape[-1]} pixels, {int((~valid).sum())} of its observations "
+            f"a window of {window.shape[-2]} × {window.shape[-1]} pixels, {missing} of its observations "
             f"missing: the module handed in as model= takes only complete windows of {side} × {side} pixels. Use "
             "model='base' with weights=PATH, which leaves out what is missing, or crop the cube to whole windows"
         )

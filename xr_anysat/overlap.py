@@ -24,6 +24,7 @@ from xr_anysat.engine import (
     observed_windows,
     of_pixels,
     patches,
+    sent,
     tensors,
     the_model,
 )
@@ -146,18 +147,12 @@ def encode_piece(
 
         def run(part: list[Place], device: torch.device) -> Any:
             window, doy, there = tensors(frames, valid, stats, y, x, part, device, squares)
-            found, own, seen = model.tokens(window, doy, there, side=side, local=dense)
-            return zip(
-                found.cpu().numpy(),
-                np.ones(found.shape[:3], bool) if seen is None else seen.cpu().numpy(),
-                [None] * len(part) if own is None else own.cpu().numpy(),
-                strict=True,
-            )
+            return model.tokens(window, doy, there, side=side, local=dense)
 
         windows = observed_windows(valid, y, x, squares)
-        for (i, j), (token, seen, own) in in_batches(windows, run, model, squares):
+        for (i, j), (token, own, seen) in in_batches(windows, run, model, squares):
             at = patches(i, squares).within(rows), patches(j, squares).within(cols)
-            patch[at], covered[at] = token, seen
+            patch[at], covered[at] = token, True if seen is None else seen
             if local is not None:
                 local[i.pixels.within(y), j.pixels.within(x)] = of_pixels(own, i, j, squares)
     return Tokens(y, x, patch, covered, local)
@@ -189,14 +184,10 @@ def blend_block(
         return patch, covered
 
     def run(part: list[Place], device: torch.device) -> Any:
-        import torch
-
         found = [gather(patches(i, settings), patches(j, settings)) for i, j in part]
-        patch, covered = (
-            torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*found, strict=True)
-        )
-        origin = part[0][0].first, part[0][1].first
-        return model.windows(patch, side, covered, origin)[1].cpu().numpy()
+        patch, there = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        keys = None if there.all() else sent(there, device)
+        return [model.windows(sent(patch, device), side, keys, (part[0][0].first, part[0][1].first))[1]]
 
     _, covered = gather(rows, cols)
     blended = out[:dim] if settings.output == "patch" else np.empty((dim, rows.size, cols.size), np.float32)
@@ -211,7 +202,7 @@ def blend_block(
     # row by row, for the order of the sums
     groups = groupby(observed_ones, key=lambda place: [(span.first, span.count) for span in place])
     with the_model(settings.spec) as model:
-        for (i, j), token in in_batches((list(alike) for _, alike in groups), run, model, settings):
+        for (i, j), (token,) in in_batches((list(alike) for _, alike in groups), run, model, settings):
             down, across = patches(i, settings), patches(j, settings)
             of = rows.within(down), cols.within(across)
             weight = weights[i.first :][of[0], None] * weights[j.first :][None, of[1]]
