@@ -281,7 +281,7 @@ def plan(
     ... )
     >>> p = cube.anysat.plan(frames=8, patch_size=40, tile=64, weights="random", codec="int8")
     >>> p.windows, p.blocks, p.shape, round(p.flop / 1e12)
-    ((32, 47), (4, 5), (768, 500, 750), 778)
+    ((32, 47), (4, 5), (768, 500, 750), 777)
     >>> p.why[0]
     '10 × 10 windows a block: the most that make at least 16 blocks of the cube'
     """

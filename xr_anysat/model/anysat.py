@@ -177,14 +177,17 @@ class SelfAttention(nn.Module):
         if relative:
             self.rpe_k = RelativePosition(dim // heads)
 
-    def forward(self, x: Tensor, rows: slice, buckets: Tensor | None, keys: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rows: slice, buckets: Tensor | None, keys: Tensor | None, *, same_cls: bool = False
+    ) -> Tensor:
         """Attend from the tokens `rows` of x (B, N, D) to its valid tokens: (B, len(rows), D).
 
-        `keys` (B, N) bool is the validity of the tokens as keys; None: all are valid.
+        `keys` (B, N) bool is the validity of the tokens as keys; None: all are valid. `same_cls`: the first token is
+        the same in all of them, and projected once.
         """
         dim = x.shape[-1]
-        q = self.qkv(x[:, rows], 0)  # other queries would be thrown away
-        k, v = self.qkv(x, 1).chunk(2, dim=-1)
+        q = self._project(x[:, rows], 0, same_cls)  # other queries would be thrown away
+        k, v = self._project(x, 1, same_cls).chunk(2, dim=-1)
         bias = None if keys is None else keys[:, None, None]  # (B, 1, 1, N)
         if buckets is not None:
             head0 = q[..., : dim // self.heads].float() * (dim // self.heads) ** -0.5
@@ -192,6 +195,12 @@ class SelfAttention(nn.Module):
             if keys is not None:
                 bias = bias.masked_fill(~keys[:, None, None], -math.inf)
         return self.proj(attend(q, k, v, self.heads, bias))
+
+    def _project(self, x: Tensor, part: int, same_cls: bool) -> Tensor:
+        if not same_cls:
+            return self.qkv(x, part)
+        cls = self.qkv(x[:1, :1], part).expand(len(x), -1, -1)
+        return torch.cat([cls, self.qkv(x[:, 1:], part)], dim=1)
 
 
 class Block(nn.Module):
@@ -210,9 +219,11 @@ class Block(nn.Module):
         rows: slice = slice(None),
         buckets: Tensor | None = None,
         keys: Tensor | None = None,
+        *,
+        same_cls: bool = False,
     ) -> Tensor:
         """The tokens `rows` of x (B, N, D) after the block."""
-        x = x[:, rows] + self.attn(self.norm1(x), rows, buckets, keys)
+        x = x[:, rows] + self.attn(self.norm1(x), rows, buckets, keys, same_cls=same_cls)
         return x + self.mlp(self.norm2(x))
 
 
@@ -402,7 +413,8 @@ class SpatialEncoder(nn.Module):
         x = torch.cat([self.cls_token.expand(n, -1, -1), x + position_code(steps, steps, dim)], dim=1)
         buckets = distance_buckets(side, side, x.device)
         keys = None if valid is None else F.pad(valid, (1, 0), value=True)
-        *blocks, last = self.predictor_blocks
+        first, *blocks, last = self.predictor_blocks
+        x = first(x, slice(None), buckets, keys, same_cls=True)  # nothing has gone into it yet
         for block in blocks:
             x = block(x, slice(None), buckets, keys)
         return self.predictor_norm(last(x, rows, buckets, keys))

@@ -90,12 +90,13 @@ def multiply_adds(
     lookup = BUCKETS * dim // model.heads  # the position's bias of one query
     spatial = (depth - 1) * _block(model, tokens, tokens) + _block(model, wanted, tokens)
     spatial += ((depth - 1) * tokens + wanted) * lookup
+    same = 3 * dim * dim * (patches - 1) if savings else 0  # the first block's cls token is projected once
 
     if output == "local" and savings:
-        return MultiplyAdds(pixels * temporal, patches * spatial, 0)
+        return MultiplyAdds(pixels * temporal, patches * spatial - same, 0)
     n = patches + 1  # [cls, patches]
     cross = _block(model, n, n) - n * dim * dim + n * lookup  # its queries are no product
-    return MultiplyAdds(pixels * temporal, patches * spatial, depth * _block(model, n, n) + cross)
+    return MultiplyAdds(pixels * temporal, patches * spatial - same, depth * _block(model, n, n) + cross)
 
 
 def _block(model: Size, queries: int, keys: int) -> int:
