@@ -234,7 +234,7 @@ def test_windows_that_overlap() -> None:
     assert apart.chunks == half.chunks
     assert half.windows == (2 * apart.windows[0] + 1, 2 * apart.windows[1] + 1)
     assert 2 < half.flop / apart.flop < 2.25  # each patch in four windows, but itself once
-    tokens = 4 * 768 * (288 + 24) ** 2
+    tokens = 4 * 768 * ((288 + 24) ** 2 + 288**2)  # around a block, and its sums
     assert half.memory_working - apart.memory_working == tokens
     assert "801 × 801 of 24 × 24 pixels, 12 of them shared with the next, for 9,600 × 9,600" in repr(half)
     assert "are re-cut: windows reach 12 pixels into the blocks beside; the frames of one are" in half.why[1]

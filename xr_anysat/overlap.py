@@ -29,7 +29,7 @@ from xr_anysat.engine import (
     the_model,
 )
 from xr_anysat.frames import RECHUNK
-from xr_anysat.lattice import Axis, blend, cell_chunks, halo, spans
+from xr_anysat.lattice import Axis, Span, blend, cell_chunks, halo, spans
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.radiometry import check_values, observed
 
@@ -142,7 +142,8 @@ def encode_piece(
     squares, side = replace(settings, tile=settings.stride, overlap=0), settings.side
     rows, cols, dense = y.grid(side), x.grid(side), settings.output == "dense"
     with the_model(settings.spec) as model:
-        patch, covered = _nothing(rows, cols, model.dim)
+        patch = np.zeros((rows.size, cols.size, model.dim), np.float32)
+        covered = np.zeros((rows.size, cols.size), bool)
         local = np.full((y.size, x.size, model.dim), np.nan, np.float32) if dense else None
 
         def run(part: list[Place], device: torch.device) -> Any:
@@ -174,30 +175,37 @@ def blend_block(
         return out
     dim, rows, cols = known[0].patch.shape[-1], y.grid(side), x.grid(side)
 
-    def gather(i: Axis, j: Axis) -> tuple[np.ndarray, np.ndarray]:
-        """What the pieces have of these patches."""
-        patch, covered = _nothing(i, j, dim)
+    def gather(i: Axis, j: Axis) -> np.ndarray:
+        """The tokens that the pieces have of these patches."""
+        patch = np.zeros((i.size, j.size, dim), np.float32)
         for tokens in known:
             down, across = tokens.y.grid(side), tokens.x.grid(side)
-            into, of = (down.within(i), across.within(j)), (i.within(down), j.within(across))
-            patch[into], covered[into] = tokens.patch[of], tokens.covered[of]
-        return patch, covered
+            patch[down.within(i), across.within(j)] = tokens.patch[i.within(down), j.within(across)]
+        return patch
+
+    all_rows, all_cols = (axis.grid(side) for axis in there)
+    covered = np.zeros((all_rows.size, all_cols.size), bool)
+    for tokens in known:
+        covered[tokens.y.grid(side).within(all_rows), tokens.x.grid(side).within(all_cols)] = tokens.covered
+
+    def seen(i: Span, j: Span) -> np.ndarray:
+        """Which patches of a window are covered."""
+        return covered[patches(i, settings).within(all_rows), patches(j, settings).within(all_cols)]
 
     def run(part: list[Place], device: torch.device) -> Any:
-        found = [gather(patches(i, settings), patches(j, settings)) for i, j in part]
-        patch, there = (np.stack(arrays) for arrays in zip(*found, strict=True))
-        keys = None if there.all() else sent(there, device)
-        return [model.windows(sent(patch, device), side, keys, (part[0][0].first, part[0][1].first))[1]]
+        patch = np.stack([gather(patches(i, settings), patches(j, settings)) for i, j in part])
+        keys = np.stack([seen(i, j) for i, j in part])
+        origin = part[0][0].first, part[0][1].first
+        valid = None if keys.all() else sent(keys, device)
+        return [model.windows(sent(patch, device), side, valid, origin)[1]]
 
-    _, covered = gather(rows, cols)
-    blended = out[:dim] if settings.output == "patch" else np.empty((dim, rows.size, cols.size), np.float32)
-    blended[:] = 0
+    blended = np.zeros((rows.size, cols.size, dim), np.float32)
     weights = np.array(blend(settings.tile // side, settings.overlap // side), np.float32)
     observed_ones = (
         (i, j)
         for i in spans(there[0], settings.tile, side, stride=stride, over=y)
         for j in spans(there[1], settings.tile, side, stride=stride, over=x)
-        if gather(patches(i, settings), patches(j, settings))[1].any()
+        if seen(i, j).any()
     )
     # row by row, for the order of the sums
     groups = groupby(observed_ones, key=lambda place: [(span.first, span.count) for span in place])
@@ -206,19 +214,16 @@ def blend_block(
             down, across = patches(i, settings), patches(j, settings)
             of = rows.within(down), cols.within(across)
             weight = weights[i.first :][of[0], None] * weights[j.first :][None, of[1]]
-            into = down.within(rows), across.within(cols)
-            blended[:, *into] += np.moveaxis(token[of] * weight[..., None], -1, 0)
-    blended[:, ~covered] = np.nan
-    if settings.output == "dense":
-        for tokens in known:
-            into, of = (tokens.y.within(y), tokens.x.within(x)), (y.within(tokens.y), x.within(tokens.x))
-            assert tokens.local is not None  # dense
-            out[dim:, *into] = np.moveaxis(tokens.local[of], -1, 0)
-        of_y, of_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
-        out[:dim] = np.where(np.isnan(out[dim]), np.nan, blended[:, of_y[:, None], of_x])
+            blended[down.within(rows), across.within(cols)] += token[of] * weight[..., None]
+    blended[~covered[rows.within(all_rows), cols.within(all_cols)]] = np.nan
+    if settings.output == "patch":
+        out[:] = np.moveaxis(blended, -1, 0)
+        return out
+    for tokens in known:
+        assert tokens.local is not None  # dense
+        into, of = (tokens.y.within(y), tokens.x.within(x)), (y.within(tokens.y), x.within(tokens.x))
+        out[dim:, *into] = np.moveaxis(tokens.local[of], -1, 0)
+    of_y, of_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
+    spread = np.moveaxis(blended[of_y[:, None], of_x], -1, 0)
+    out[:dim] = np.where(np.isnan(out[dim]), np.nan, spread)
     return out
-
-
-def _nothing(rows: Axis, cols: Axis, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and coverage of patches of which nothing is known yet."""
-    return np.zeros((rows.size, cols.size, dim), np.float32), np.zeros((rows.size, cols.size), bool)

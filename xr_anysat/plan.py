@@ -547,12 +547,14 @@ def _windows(axis: Axis, settings: Settings) -> int:
 
 
 def _tokens_bytes(settings: Settings, layout: _Layout) -> int:
-    """Bytes of the tokens that a block of overlapping windows waits for."""
+    """Bytes of the tokens that a block of overlapping windows waits for, and of its sums."""
     if not settings.overlap:
         return 0
     reach, dim = halo(settings.tile, settings.overlap), SIZES[settings.spec.size].dim
-    cells = math.prod(max(sizes) + 2 * reach for sizes in (layout.down, layout.across))
-    return 4 * dim * (cells // settings.side**2 + (cells if settings.output == "dense" else 0))
+    own, near = (
+        math.prod(max(sizes) + more for sizes in (layout.down, layout.across)) for more in (0, 2 * reach)
+    )
+    return 4 * dim * ((own + near) // settings.side**2 + (near if settings.output == "dense" else 0))
 
 
 def _is_upstreams(model: Any) -> bool:
