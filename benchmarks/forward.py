@@ -56,9 +56,10 @@ def windows_at_once(tile: int, device: torch.device) -> int:
 
 
 def inputs(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (B, T, 10, H, W) and days (B, T)."""
-    x = torch.randn(case.batch, case.dates, 10, case.tile, case.tile, device=device)
-    return x, torch.linspace(10, 350, case.dates, device=device).long().expand(case.batch, -1)
+    """Pixels (B, T, 10, H, W), the same for all that is compared, and days (B, T)."""
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.randn(case.batch, case.dates, 10, case.tile, case.tile, generator=seeded)
+    return x.to(device), torch.linspace(10, 350, case.dates, device=device).long().expand(case.batch, -1)
 
 
 def ours(case: Case, model: str, precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
