@@ -218,3 +218,20 @@ def test_a_cluster_changes_only_rounding(
         Client(cluster, set_as_default=False) as client,
     ):
         close(client.compute(lazy).result(), want)
+
+
+@pytest.mark.parametrize("overlap", [0, 6])
+def test_a_cluster_changes_no_bit_under_given_statistics(embed: Any, overlap: int) -> None:
+    """Though its workers have one thread each, and this process more."""
+    from distributed import Client, LocalCluster
+
+    cube = small_cube(height=30, width=26)
+    options = {"patch_size": 20, "tile": 12, "overlap": overlap, "norm": "pastis"}
+    want = embed(cube, **options)
+    weights = {"model": "tiny", "weights": want.attrs["weights"]}
+    lazy = cube.chunk(time=2, y=17).anysat.embed(3, period="2022", **options, **weights)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        same(client.compute(lazy).result(), want)

@@ -413,10 +413,9 @@ class SpatialEncoder(nn.Module):
         x = torch.cat([self.cls_token.expand(n, -1, -1), x + position_code(steps, steps, dim)], dim=1)
         buckets = distance_buckets(side, side, x.device)
         keys = None if valid is None else F.pad(valid, (1, 0), value=True)
-        first, *blocks, last = self.predictor_blocks
-        x = first(x, slice(None), buckets, keys, same_cls=True)  # nothing has gone into it yet
-        for block in blocks:
-            x = block(x, slice(None), buckets, keys)
+        *blocks, last = self.predictor_blocks
+        for i, block in enumerate(blocks):  # before the first, nothing has gone into the cls token
+            x = block(x, slice(None), buckets, keys, same_cls=i == 0)
         return self.predictor_norm(last(x, rows, buckets, keys))
 
 

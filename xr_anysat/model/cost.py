@@ -90,7 +90,9 @@ def multiply_adds(
     lookup = BUCKETS * dim // model.heads  # the position's bias of one query
     spatial = (depth - 1) * _block(model, tokens, tokens) + _block(model, wanted, tokens)
     spatial += ((depth - 1) * tokens + wanted) * lookup
-    same = 3 * dim * dim * (patches - 1) if savings else 0  # the first block's cls token is projected once
+    same = (
+        3 * dim * dim * (patches - 1) if savings and depth > 1 else 0
+    )  # the first block's cls token is projected once
 
     if output == "local" and savings:
         return MultiplyAdds(pixels * temporal, patches * spatial - same, 0)
