@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from measure import PEAKS, Row, device_name, forget, fresh, main, median, peak
 
+from xr_anysat.engine import windows_at_once
 from xr_anysat.model.cost import multiply_adds
 from xr_anysat.model.linear import Linear
 from xr_anysat.model.weights import encoder_spec, get_encoder
@@ -48,11 +49,6 @@ CASES = [
     Case(10, 24), Case(10, 24, batch=4), Case(20, 24), Case(40, 64), Case(10, 64, dates=24),
     Case(10, 64, output="local"), Case(40, 64, output="local"),
 ]  # fmt: skip
-
-
-def windows_at_once(tile: int, device: torch.device) -> int:
-    """Windows that it takes to fill a device: of a CPU, one does."""
-    return 1 if device.type == "cpu" else max(1, (1 << 16) // tile**2)
 
 
 def inputs(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +112,7 @@ def forward(options: argparse.Namespace) -> Iterator[Row]:
     roof, roof_adds = fastest_product(options)
     cases = [CASES[0], CASES[3]] if options.quick else CASES
     if device.type != "cpu":
-        cases = list(dict.fromkeys(replace(c, batch=windows_at_once(c.tile, device)) for c in cases))
+        cases = list(dict.fromkeys(replace(c, batch=windows_at_once(c.tile, device.type)) for c in cases))
     for case in cases:
         makers: list[tuple[Any, ...]] = [(ours, case, model, precision, device)]
         if options.upstream:

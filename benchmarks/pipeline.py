@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import xarray as xr
 from areas import CHUNK, area, axes, clouded
-from forward import windows_at_once
 from measure import Row, main, median
 
 import xr_anysat  # noqa: F401
+from xr_anysat.engine import windows_at_once
 from xr_anysat.lattice import spans
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
@@ -49,7 +49,7 @@ def bare(side: int, patch: int, tile: int, options: argparse.Namespace) -> Calla
     model: Any = get_encoder(encoder_spec(options.model, "random", str(device), options.precision))
     rows, cols = (list(spans(axis, tile, cell)) for axis in axes(side))
     doy = torch.linspace(10, 350, FRAMES, device=device).long()
-    most, batches = windows_at_once(tile, device), []
+    most, batches = windows_at_once(tile, device.type), []
     alike = Counter((i.first, i.count, j.first, j.count) for i in rows for j in cols)
     for (top, down, left, across), count in alike.items():
         x = torch.randn(min(count, most), FRAMES, 10, down * cell, across * cell, device=device)

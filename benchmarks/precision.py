@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from forward import Case, ours, windows_at_once
+from forward import Case, ours
 from measure import Row, main, median
 
+from xr_anysat.engine import windows_at_once
 from xr_anysat.model.weights import PRECISIONS
 
 LEFT_OUT = {
@@ -30,7 +31,7 @@ def precision(options: argparse.Namespace) -> Iterator[Row]:
     device = options.device
     there = [name for name in PRECISIONS if (name, device.type) not in LEFT_OUT]
     for case in (Case(10, 24), Case(40, 64)):
-        case = replace(case, batch=windows_at_once(case.tile, device))
+        case = replace(case, batch=windows_at_once(case.tile, device.type))
         runs = {name: ours(case, options.model, name, device) for name in there}
         seconds = dict(zip(there, median(list(runs.values()), options.repeat, device), strict=True))
         exact = runs["float32"]().double().flatten(0, -2)

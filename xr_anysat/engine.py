@@ -442,9 +442,13 @@ def _batch(settings: Settings, device: str) -> int:
     On a CPU it is one: as fast as any, since a window's matrices are already large, and the rows of
     a window then never share a matrix with others, which keeps results bit-identical.
     """
-    if device == "cpu":
-        return 1
-    return settings.batch or max(1, (1 << 16) // settings.tile**2)
+    asked = None if device == "cpu" else settings.batch
+    return asked or windows_at_once(settings.tile, device)
+
+
+def windows_at_once(tile: int, device: str) -> int:
+    """Windows of `tile` pixels that fill a device of this type."""
+    return 1 if device == "cpu" else max(1, (1 << 16) // tile**2)
 
 
 def _autocast(device: torch.device, spec: EncoderSpec) -> Any:

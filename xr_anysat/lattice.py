@@ -76,6 +76,11 @@ class Axis:
         return [Axis(self.start + end - n, n) for end, n in zip(accumulate(sizes), sizes, strict=True)]
 
 
+def together(parts: list[Axis]) -> Axis:
+    """What parts of an axis that lie side by side have together."""
+    return Axis(parts[0].start, parts[-1].stop - parts[0].start)
+
+
 def cell_chunks(axis: Axis, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:
     """Cells of `side` pixels a block: the chunks of the output along `axis`.
 

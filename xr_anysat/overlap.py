@@ -29,7 +29,7 @@ from xr_anysat.engine import (
     the_model,
 )
 from xr_anysat.frames import RECHUNK
-from xr_anysat.lattice import Axis, Span, blend, cell_chunks, halo, spans
+from xr_anysat.lattice import Axis, Span, blend, cell_chunks, halo, spans, together
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.radiometry import check_values, observed
 
@@ -123,8 +123,7 @@ def around(
     """Each block of an axis, the numbers of the pieces within its reach, and what these have together."""
     for part in axis.parts(blocks):
         near = [n for n, p in enumerate(cut) if p.stop > part.start - reach and p.start < part.stop + reach]
-        first, last = cut[near[0]], cut[near[-1]]
-        yield part, near, Axis(first.start, last.stop - first.start)
+        yield part, near, together([cut[n] for n in near])
 
 
 def encode_piece(

@@ -34,7 +34,7 @@ from xr_anysat.engine import (
     pixel_bytes,
 )
 from xr_anysat.frames import FRAMES_ATTR, bin_bounds, parse_period
-from xr_anysat.lattice import Axis, cell_chunks, halo, spans
+from xr_anysat.lattice import Axis, cell_chunks, halo, spans, together
 from xr_anysat.model.cost import PARAMETERS, multiply_adds, working_bytes
 from xr_anysat.model.spec import SIZES
 from xr_anysat.model.weights import encoder_spec
@@ -505,8 +505,7 @@ def _multiply_adds(settings: Settings, down: list[Axis], across: list[Axis], *, 
     Where windows overlap, a pixel and a patch are computed once, and a window in each block that it meets.
     """
     squares = replace(settings, tile=settings.stride, overlap=0)
-    whole = ([_whole(down)], [_whole(across)])
-    pixels, patches, _ = _stages(squares, *whole, published=published)
+    pixels, patches, _ = _stages(squares, [together(down)], [together(across)], published=published)
     *_, windows = _stages(settings, down, across, published=published)
     return pixels + patches + windows
 
@@ -528,16 +527,12 @@ def _stages(
     return pixels, patches, windows
 
 
-def _whole(parts: list[Axis]) -> Axis:
-    return Axis(parts[0].start, parts[-1].stop - parts[0].start)
-
-
 def _shapes(parts: list[Axis], settings: Settings) -> Counter[tuple[int, int]]:
     """Pixels and patches that the windows of parts of an axis have, and how many windows have them."""
     return Counter(
         (s.stop - s.start, s.count)
         for part in parts
-        for s in spans(_whole(parts), settings.tile, settings.side, stride=settings.stride, over=part)
+        for s in spans(together(parts), settings.tile, settings.side, stride=settings.stride, over=part)
     )
 
 
