@@ -6,8 +6,12 @@ Memory is the peak of resident memory (VmHWM, Linux) of a process that has the m
 area of 1, 4 and 16 times the size goes into a Zarr store: of the larger of two worker processes of one thread
 each, and of one process with dask's threads. Each figure has processes of its own. The cube is made up where it is
 read, and nearly nothing in it was observed: a window without observations skips the model, but its pixels and its
-cells are as large as any. Speed is the ratio of pixels a second with two workers to those with one, on windows
-that were all observed; the runs alternate.
+cells are as large as any. Chunks of whole blocks need no band of the area in memory; others do.
+
+Speed is the ratio of pixels a second with two workers to those with one, on windows that were all observed; the
+runs alternate. It is told twice: with dask as it comes, and with dask watching its processes once a second in place
+of fifty and a hundred times (docs/clusters.md), which matters where, as here, the workers fill all cores and
+scheduler, client and nannies have none of their own.
 """
 
 from __future__ import annotations
@@ -33,9 +37,21 @@ import xr_anysat  # noqa: F401
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
 SIDE = {"base": 1152, "tiny": 2016}  # 16 blocks of full size
-LAYOUTS = {"tiles of 1024": (1, 10, 1024, 1024), "strips of 256 rows": (1, 10, 256, -1)}
+LAYOUTS = {
+    model: {
+        "two blocks a side": (1, 10, side // 2, side // 2),
+        "tiles of 1024": (1, 10, 1024, 1024),
+        "strips of 256 rows": (1, 10, 256, -1),
+    }
+    for model, side in SIDE.items()
+}
 NORMS = ("pastis", "per_tile_zscore")
 WINDOW = 24
+UNWATCHED = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+}
 WHERE = {"period": "2022", "weights": "random", "device": "cpu"}
 
 
@@ -97,14 +113,15 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
     if peak() is None:
         print("left out: there is no /proc to tell")
         return
-    cases = [(on_workers, name, norm) for name in LAYOUTS for norm in NORMS]
-    cases.append((on_threads, next(iter(LAYOUTS)), NORMS[0]))
+    layouts = LAYOUTS[options.model]
+    cases = [(on_workers, name, norm) for name in layouts for norm in NORMS]
+    cases.append((on_threads, next(iter(layouts)), NORMS[0]))
     for run, name, norm in cases[:1] if options.quick else cases:
         row: Row = {"by": run.__name__.replace("on_", "2 "), "chunks": name, "norm": norm}
         side = SIDE[options.model] // (4 if options.quick else 1)
         tops = []
         for n in (1, 2) if options.quick else (1, 2, 4):
-            before, top = fresh(run, n * side, LAYOUTS[name], norm, options.model)
+            before, top = fresh(run, n * side, layouts[name], norm, options.model)
             row |= {f"{n * n}x": top, f"{n * n}x above": top - before}
             tops.append(top)
         yield row | {"growth": tops[-1] / tops[0] - 1}
@@ -113,21 +130,22 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
 def speed(options: argparse.Namespace) -> Iterator[Row]:
     """What a second worker gains: pixels a second of workers of one thread."""
     model, side = options.model, {"base": 192, "tiny": 480}[options.model] // (2 if options.quick else 1)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(2 if options.quick else 3):
-        for count, times in seconds.items():
+    dasks: dict[str, dict[str, Any]] = {"as it comes": {}, "unwatched": UNWATCHED}
+    seconds: dict[tuple[str, int], list[float]] = {(name, count): [] for name in dasks for count in (1, 2)}
+    for _ in range(1 if options.quick else 3):
+        for (name, count), times in seconds.items():
             # one cluster at a time, for an idle one takes from the same cores
-            with workers(count) as client, client.as_current():
+            with dask.config.set(dasks[name]), workers(count) as client, client.as_current():
                 client.run(ready, model)
                 store(area(WINDOW * 4, (DATES, 10, WINDOW, WINDOW), observations, share=1), model, "pastis")
                 start = time.perf_counter()
                 store(area(side, (DATES, 10, WINDOW, side), observations, share=1), model, "pastis")
                 times.append(time.perf_counter() - start)
-    for count, times in seconds.items():
+    for (name, count), times in seconds.items():
         middle = statistics.median(times)
         yield {
-            "workers": count, "cores": os.cpu_count(), "pixels/s": side**2 / middle,
-            "times one worker": statistics.median(seconds[1]) / middle,
+            "dask": name, "workers": count, "cores": os.cpu_count(), "pixels/s": side**2 / middle,
+            "times one worker": statistics.median(seconds[name, 1]) / middle,
         }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import dask
 import dask.array as da
 import numpy as np
+import odc.geo.xr  # noqa: F401
 import pandas as pd
 import pytest
 import torch
@@ -353,7 +354,17 @@ def test_blocks_say_why(cube: xr.DataArray, options: dict[str, Any], why: str) -
             granules(9600, 1000),
             {},
             "the cube's chunks (time 1, band 10, y 1000, x 1000) are re-cut: 531 blocks take pixels of several; the "
-            "frames of one are 305 MiB",
+            "frames of one are 305 MiB, and up to 797 MiB wait for the chunks below (0 B if chunks were 288 pixels, "
+            "or a multiple, on a side)",
+        ),
+        (
+            granules(
+                9600, 1000, y=-10.0 * np.arange(500_004, 509_604) - 5, x=10.0 * np.arange(60_004, 69_604) + 5
+            ).odc.assign_crs(32632),
+            {},
+            "the cube's chunks (time 1, band 10, y 1000, x 1000) are re-cut: 531 blocks take pixels of several; the "
+            "frames of one are 305 MiB, and up to 832 MiB wait for the chunks below (35.2 MiB if chunks were 288 "
+            "pixels, or a multiple, on a side)",
         ),
         (
             granules(9600, 1000),

@@ -478,7 +478,27 @@ def _why_chunks(asked: Request, layout: _Layout, dates: int, *, lazy: bool) -> s
         return f"the cube's chunks ({largest}) fit: each goes into one block"
     if whole == blocks:
         return f"the cube's chunks ({largest}) fit: each block lies in one; {waiting}"
-    return f"the cube's chunks ({largest}) are re-cut: {blocks - whole:,} blocks take pixels of several; {waiting}"
+    row = asked.cols.size * dates * len(BANDS) * 4
+    fit = asked.settings.stride * layout.windows
+    held, less = _over(own["y"], layout.down), _over(Axis(0, asked.rows.size).blocks(fit, 1), layout.down)
+    below = f", and up to {binary(held * row)} wait for the chunks below"
+    mend = f" ({binary(less * row)} if chunks were {fit} pixels, or a multiple, on a side)"
+    return (
+        f"the cube's chunks ({largest}) are re-cut: {blocks - whole:,} blocks take pixels of several; {waiting}"
+        f"{below if held else ''}{mend if less < held else ''}"
+    )
+
+
+def _over(pieces: tuple[int, ...], others: tuple[int, ...]) -> int:
+    """The most that one of the `pieces` of an axis reaches over the last edge of the `others`.
+
+    Examples
+    --------
+    >>> _over((512, 512), (276, 288, 288, 172)), _over((288, 288), (276, 288, 12)), _over((576,), (288, 288))
+    (236, 12, 0)
+    """
+    ends = [0, *accumulate(others)]
+    return max(end - ends[bisect_right(ends, end) - 1] for end in accumulate(pieces))
 
 
 def _cut(pieces: tuple[int, ...], others: tuple[int, ...]) -> int:
