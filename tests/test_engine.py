@@ -16,12 +16,14 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from cubes import small_cube
 
 import xr_anysat
 from xr_anysat import engine
 from xr_anysat.model.anysat import AnySat
+from xr_anysat.model.weights import encoder_spec
 
 TINY = {"model": "tiny", "weights": "random"}
 
@@ -187,6 +189,27 @@ def test_windows_go_in_batches_where_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(engine, "_batch", lambda settings, device: 4)
     got = cube.anysat.embed(frames=2, tile=12, **TINY)
     np.testing.assert_allclose(got.values, want.values, rtol=1e-5, atol=1e-5)
+
+
+def settings_of(tile: int, batch: int | None = None) -> engine.Settings:
+    spec = encoder_spec("base", "random", "cpu")
+    return engine.Settings(spec, (22, 68), "pastis", "patch", tile, 1, batch)
+
+
+def test_a_gpu_gets_the_windows_that_its_free_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, free = torch.device("cuda:1"), 80 << 30
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: {gpu: free}[device])
+    assert engine._batch(settings_of(24), gpu) == engine.windows_at_once(24, "cuda") == 113
+    free = 3 << 30
+    some = engine._batch(settings_of(24), gpu)
+    assert 1 < some < 113
+    fits = [engine._forward_bytes(settings_of(24), n) <= engine.FREE_SHARE * free for n in (some, some + 1)]
+    assert fits == [True, False]
+    free = 0  # it is tried all the same: what is kept for other shapes may be freed
+    assert engine._batch(settings_of(24), gpu) == 1
+    assert engine._batch(settings_of(24, batch=7), gpu) == 7
+    assert engine._batch(settings_of(24, batch=7), torch.device("cpu")) == 1
+    assert engine._batch(settings_of(64), torch.device("mps")) == 16
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -17,6 +17,7 @@ import ctypes
 import os
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from xr_anysat.cube import BANDS
 from xr_anysat.errors import CubeError, DeviceError, warn
 from xr_anysat.frames import RECHUNK
 from xr_anysat.lattice import Axis, Span, blocks_for, cell_chunks, spans
-from xr_anysat.model.cost import HEAP_BYTES
-from xr_anysat.model.spec import cell_side, channels
+from xr_anysat.model.cost import HEAP_BYTES, working_bytes
+from xr_anysat.model.spec import ACCELERATOR_ROWS, cell_side, channels
 from xr_anysat.model.weights import EncoderSpec, get_encoder
 from xr_anysat.radiometry import check_values, clip, normalize, observed
 
@@ -44,6 +45,9 @@ BLOCK_BYTES = 256 << 20
 
 BLOCKS_AT_LEAST = 16
 """Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
+
+FREE_SHARE = 0.8
+"""Of a GPU's free memory, what a forward may be expected to take: fragments, and libraries, need some too."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as mallopt(3) has them
 
@@ -276,7 +280,7 @@ def in_batches(
     for places in groups:
         done = 0
         while done < len(places):
-            batch = _fitting.get((str(device), settings)) or _batch(settings, device.type)
+            batch = _fitting.get((str(device), settings)) or _batch(settings, device)
             part, found = places[done : done + batch], None
             try:
                 found = run(part, device)
@@ -436,14 +440,38 @@ def _call(
     return encoded[..., encoded.shape[-1] // 2 :] if settings.output == "local" else encoded
 
 
-def _batch(settings: Settings, device: str) -> int:
+def _batch(settings: Settings, device: torch.device) -> int:
     """Windows a forward.
 
     On a CPU it is one: as fast as any, since a window's matrices are already large, and the rows of
-    a window then never share a matrix with others, which keeps results bit-identical.
+    a window then never share a matrix with others, which keeps results bit-identical. On a GPU as many as
+    fill it, if its free memory has room for them.
     """
-    asked = None if device == "cpu" else settings.batch
-    return asked or windows_at_once(settings.tile, device)
+    if device.type == "cpu":
+        return 1
+    if settings.batch:
+        return settings.batch
+    most = windows_at_once(settings.tile, device.type)
+    if device.type != "cuda":  # others do not tell what is free
+        return most
+    room = FREE_SHARE * _free_bytes(device)
+    return bisect_right(range(2, most + 1), room, key=lambda n: _forward_bytes(settings, n)) + 1
+
+
+def _forward_bytes(settings: Settings, windows: int) -> int:
+    """Memory that a forward of so many windows works in on an accelerator, in float32."""
+    return working_bytes(
+        settings.spec.size, settings.output, dates=len(settings.doy), side=settings.side, tile=settings.tile,
+        windows=windows, rows=ACCELERATOR_ROWS,
+    )  # fmt: skip
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody uses, or that torch keeps for its next tensors."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def windows_at_once(tile: int, device: str) -> int:

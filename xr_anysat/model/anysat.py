@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.linear import Linear, Product, product_of
 from xr_anysat.model.spec import (
+    ACCELERATOR_ROWS,
     BUCKETS,
     CPU_ROWS,
     DATE_HEADS,
@@ -48,10 +49,8 @@ __all__ = ["OUTPUTS", "SENSORS", "SIZES", "AnySat"]
 
 PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position code counts them
 
-# Rows that go through a stage's widest layer at once: bounds the memory of a window whatever its
-# size. Accelerators need more rows to be kept busy.
+# Rows that go through a stage's widest layer at once, elsewhere ACCELERATOR_ROWS: bounds the memory of a window
 ROWS = {"cpu": CPU_ROWS}
-ROWS_ACCELERATOR = 1 << 18
 # Shapes of windows whose position codes and biases are kept: most are whole, those at a cube's ends are not
 SHAPES_KEPT = 4
 FEW_KEYS = 5  # up to which attention goes by sums
@@ -806,7 +805,7 @@ def in_parts(
     run: Callable[[slice], Tensor], n: int, rows_each: int, like: Tensor, shape: int | tuple[int, ...]
 ) -> Tensor:
     """Run a stage over `n` items, a bounded number of rows at a time."""
-    limit = ROWS.get(like.device.type, ROWS_ACCELERATOR)
+    limit = ROWS.get(like.device.type, ACCELERATOR_ROWS)
     step = max(1, limit // rows_each)
     if n <= step:
         return run(slice(0, n)).float() if n else like.new_zeros(0, *_tuple(shape))

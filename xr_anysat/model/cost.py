@@ -107,8 +107,10 @@ def _block(model: Size, queries: int, keys: int) -> int:
     return (10 * queries + 2 * keys) * dim * dim + 2 * queries * keys * dim
 
 
-def working_bytes(size: str, output: str, *, dates: int, side: int, tile: int) -> int:
-    """Memory that a window takes on a CPU while it is encoded, beside its block and the weights.
+def working_bytes(
+    size: str, output: str, *, dates: int, side: int, tile: int, windows: int = 1, rows: int = CPU_ROWS
+) -> int:
+    """Memory that windows take while they are encoded, beside their block and the weights.
 
     Counted from the tensors that are alive at the same time: the window and its copies, the tokens
     of its pixels, and the most that one of the three stages, or putting ``dense`` together, holds.
@@ -119,6 +121,10 @@ def working_bytes(size: str, output: str, *, dates: int, side: int, tile: int) -
         As in :func:`multiply_adds`.
     tile : int
         Pixels on the side of a window.
+    windows : int
+        Windows of a forward.
+    rows : int
+        Rows that go through a stage's widest layer at once, which depends on the device.
 
     Returns
     -------
@@ -132,15 +138,15 @@ def working_bytes(size: str, output: str, *, dates: int, side: int, tile: int) -
     """
     dim, pixels, n = SIZES[size].dim, tile * tile, (tile // side) ** 2 + 1
     tokens = pixels * dim
-    series = min(CPU_ROWS, pixels * dates)
-    spatial = min(CPU_ROWS, (n - 1) * (side * side + 1))
+    series = min(rows, windows * pixels * dates)
+    spatial = min(rows, windows * (n - 1) * (side * side + 1))
     # a row's vectors, each of `dim` numbers: in stage one values, their spread, norms and sums; in the
     # others the tokens, their norm, the four times wider hidden layer, and what comes out
     stages = [5 * dim * series, 8 * dim * spatial]
     if output != "local":
         # all pairs of tokens have a bias, which is made in 16 parts, of distances as 64-bit integers
-        stages.append(n * n + 2 * dim * n + max(8 * dim * n, n * n // 2))
+        stages.append(n * n + windows * 2 * dim * n + max(windows * 8 * dim * n, n * n // 2))
     if output == "dense":
-        stages.append(4 * tokens)
+        stages.append(windows * 4 * tokens)
     kept = tokens * (2 if output in ("dense", "local") else 1) + 3 * pixels * dates * SENSORS["s2"].channels
-    return 4 * (kept + max(stages)) + KERNEL_BYTES + HEAP_BYTES
+    return 4 * (windows * kept + max(stages)) + KERNEL_BYTES + HEAP_BYTES

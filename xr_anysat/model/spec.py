@@ -7,6 +7,7 @@ from dataclasses import dataclass
 DATE_HEADS, KEY_DIM = 16, 8  # heads of the temporal attention and the length of its keys
 BUCKETS = 8  # rows of the relative position table
 CPU_ROWS = 2048  # rows that go through a stage's widest layer at once on a CPU: bounds a window's memory
+ACCELERATOR_ROWS = 1 << 18  # as many on an accelerator, which needs them to be kept busy
 
 
 @dataclass(frozen=True)
