@@ -30,6 +30,7 @@ from xr_anysat.export import open, to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
 from xr_anysat.plan import Plan, plan
+from xr_anysat.preview import preview
 from xr_anysat.radiometry import Statistics, statistics
 from xr_anysat.seams import seam_score
 
@@ -62,6 +63,7 @@ __all__ = [
     "open_s2",
     "plan",
     "pool",
+    "preview",
     "seam_score",
     "statistics",
     "to_cog",

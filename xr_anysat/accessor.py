@@ -17,6 +17,7 @@ from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.plan import plan
+from xr_anysat.preview import preview
 from xr_anysat.radiometry import statistics
 from xr_anysat.seams import seam_score
 
@@ -38,7 +39,7 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`.
+    `seam_score`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -52,6 +53,7 @@ class AnySatAccessor:
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)
     seam_score = _method(seam_score)
+    preview = _method(preview)
 
 
 def register() -> None:
