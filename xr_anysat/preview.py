@@ -178,9 +178,7 @@ def _middle(array: xr.DataArray, size: int | None, unit: str) -> tuple[xr.DataAr
         return array, ""
     starts = {d: max(0, (n - size) // 2) for d, n in whole.items()}
     part = array.isel({d: slice(start, start + size) for d, start in starts.items()})
-    return part, (
-        f"the middle {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}"
-    )
+    return part, (f"the middle {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}")
 
 
 def every(array: xr.DataArray, most: int) -> xr.DataArray:
@@ -189,21 +187,24 @@ def every(array: xr.DataArray, most: int) -> xr.DataArray:
     return array.isel(y=slice(step // 2, None, step), x=slice(step // 2, None, step))
 
 
-def true_color(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+def true_color(values: np.ndarray) -> tuple[np.ndarray, str]:
     """Frames (n, 3, y, x) of B4, B3, B2 as colours (n, y, x, 4) uint8, transparent where one is missing.
 
     One stretch for all frames and bands: the medians of the frames' own percentiles, so that neither a cloudy
-    date nor a snowy one sets it. Returned are also the digital numbers that are black and white.
+    date nor a snowy one sets it. It is returned in words.
     """
     known = np.isfinite(values).all(1)
     limits = [
-        np.percentile(frame[:, there], ROBUST) for frame, there in zip(values, known, strict=True) if there.any()
+        np.percentile(frame[:, there], ROBUST)
+        for frame, there in zip(values, known, strict=True)
+        if there.any()
     ]
     low, high = (float(v) for v in np.median(limits, axis=0)) if limits else (0.0, 1.0)
     share = np.where(known[:, None], values - low, 0) / max(high - low, 1e-9)
     color = np.clip(share, 0, 1) ** (1 / GAMMA)
     rgba = np.concatenate([color, known[:, None]], axis=1)
-    return (255 * rgba).round().astype(np.uint8).transpose(0, 2, 3, 1), low, high
+    words = f"True colour, DN {low:.5g} to {high:.5g} in every frame" if limits else "Nothing was observed"
+    return (255 * rgba).round().astype(np.uint8).transpose(0, 2, 3, 1), words
 
 
 # ---------------------------------------------------------------------- frames
@@ -211,10 +212,11 @@ def true_color(values: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    valid = np.isfinite(frames).all("band").mean(("y", "x"))
+    valid = frames.notnull().all("band").mean(("y", "x"))
     rgb, valid = compute(every(frames.sel(band=TRUE_COLOR), THUMBNAIL), valid)  # each chunk is read once
-    colors, low, high = true_color(rgb.values)
+    colors, stretch = true_color(rgb.values)
 
     n, calendar = len(colors), timeline(frames)
     columns = min(n, 4 if n <= 8 else 6 if n <= 24 else 8)
@@ -222,11 +224,9 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     side = min(WIDTH / columns, 2.6)
     height = side * min(2.0, max(0.3, rgb.sizes["y"] / rgb.sizes["x"]))
     tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.lanes))
-    figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
-    above, below = figure.subfigures(2, 1, height_ratios=tall)
-    words = [f"True colour, DN {low:.0f} to {high:.0f} in every frame", part]
-    words.append("" if (colors[..., 3] > 0).all() else "hatched: not observed")
+    figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+    above, below = figure.subfigures(2, 1, height_ratios=tall, squeeze=False)[:, 0]
+    words = [stretch, part, "" if colors[..., 3].all() else "hatched: not observed"]
     figure.suptitle("; ".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
 
     grid = above.add_gridspec(rows, columns)
@@ -270,6 +270,7 @@ def _draw_calendar(axes: Axes, calendar: Timeline, frames: xr.DataArray) -> None
     """The period with its bins, and below a lane of ticks for what became of the acquisitions."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     start, end = (float(date2num(t)) for t in (calendar.start, calendar.end))
     margin = 0.04 * (end - start)
@@ -284,8 +285,11 @@ def _draw_calendar(axes: Axes, calendar: Timeline, frames: xr.DataArray) -> None
                 Rectangle((left, 0), right - left, 1, facecolor=GREY, edgecolor=HATCH, hatch="//////", lw=0)
             )
     days = [(t, str(doy)) for t, doy in zip(frames["time"].values, frames["doy"].values, strict=True)]
+    halo = [withStroke(linewidth=2, foreground=SHADES[0])]
     for date, doy in days if calendar.slots else []:
-        axes.text(date2num(date), 0.5, doy, ha="center", va="center", fontsize=5.5, color=INK)
+        axes.text(
+            date2num(date), 0.5, doy, ha="center", va="center", fontsize=5.5, color=INK, path_effects=halo
+        )
     for lane, (label, dates) in enumerate(calendar.lanes.items()):
         color = BLUE if label == USED else ORANGE if label == OUTSIDE else VERMILION
         at = np.array([date2num(t) for t in dates])
@@ -316,7 +320,8 @@ def in_words(calendar: Timeline) -> str:
         return f"{period}, every acquisition a frame"
     fates = Counter(slot.fate for slot in calendar.slots if slot.fate)
     hatched = "; ".join(f"{n} {fate}" for fate, n in fates.items())
-    return f"{period} in {len(calendar.slots)} bins" + (f" (hatched: {hatched})" if hatched else "")
+    bins = f"{len(calendar.slots)} bin{'s' if len(calendar.slots) > 1 else ''}"
+    return f"{period} in {bins}" + (f" (hatched: {hatched})" if hatched else "")
 
 
 # ---------------------------------------------------------------------- embeddings
@@ -331,10 +336,9 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
     image, caption = _colors(emb, model)
 
     extent, labels, metric = _extent(emb)
-    width, height = abs(extent[1] - extent[0]), abs(extent[3] - extent[2])
-    side = 5.0
-    tall = side * min(2.0, max(0.3, height / width))
-    figure = Figure(figsize=(side + 0.6, tall + 0.9), layout="constrained", facecolor="white")
+    ratio = abs((extent[3] - extent[2]) / (extent[1] - extent[0]))
+    side = min(5.0, 6.0 / ratio)
+    figure = Figure(figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained")
     axes = figure.add_subplot(label="embedding")
     _show(axes, image, extent=extent)
     axes.set_xlabel(labels[0], fontsize=7.5, color=INK)
@@ -347,10 +351,12 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
         text.set_verticalalignment("center")
     if metric:
         _scale_bar(axes, extent)
-    words = [f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels", part, caption]
+    words = [
+        f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels{part and ', ' + part}",
+        caption,
+    ]
     if str(emb.attrs.get("weights", "")).startswith("random"):
-        words.append("random weights: these colours mean nothing learned")
-    words.append("" if (image[..., 3] > 0).all() else "hatched: no embedding")
+        words.append("Random weights: these colours mean nothing learned")
     figure.suptitle("\n".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
     return figure
 
@@ -360,10 +366,12 @@ def _colors(emb: xr.DataArray, model: Any) -> tuple[np.ndarray, str]:
     from xr_anysat.analysis import rgb
 
     image, _ = rgb(emb, model=model)
-    known = np.isfinite(emb).all("D")
+    known = emb.notnull().all("D")
     image, known = compute(every(image, MAP), every(known, MAP))  # each chunk is made once
     rgba = np.dstack([image.transpose("y", "x", "rgb").values, 255 * known.values.astype(np.uint8)])
-    return rgba, "three principal components"
+    return rgba, "Three principal components as red, green and blue" + (
+        "" if known.all() else "\nHatched: no embedding"
+    )
 
 
 def _extent(emb: xr.DataArray) -> tuple[tuple[float, float, float, float], tuple[str, str], bool]:

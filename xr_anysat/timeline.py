@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pandas as pd
 import xarray as xr
@@ -115,7 +116,7 @@ def _slots(
     bounds = bin_bounds(*span, n)
     place = {pd.Timestamp(start): i for i, start in enumerate(frames["bin_start"].values)}
     slots = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         at = place.get(start)
         observed = any(start <= d < end for d in used)
         if at is None:
