@@ -29,6 +29,7 @@ from xr_anysat.errors import (
 from xr_anysat.export import open, to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
+from xr_anysat.notebook import register as register_display
 from xr_anysat.plan import Plan, plan
 from xr_anysat.preview import preview
 from xr_anysat.radiometry import Statistics, statistics
@@ -72,6 +73,7 @@ __all__ = [
 ]
 
 register()
+register_display()
 
 
 def __getattr__(name: str) -> Any:

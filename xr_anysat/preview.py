@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from dask.base import compute
 from xr_anysat.cube import check_embedding, grid_of, read_cube
 from xr_anysat.errors import AnySatError, OptionError
 from xr_anysat.frames import Recipe, compose, is_composed
-from xr_anysat.timeline import OUTSIDE, USED, Timeline, timeline
+from xr_anysat.timeline import OUTSIDE, USED, Timeline, in_words, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -311,17 +310,6 @@ def _draw_calendar(axes: Axes, calendar: Timeline, frames: xr.DataArray) -> None
     axes.set_title(in_words(calendar), loc="left", fontsize=6.5, color=INK, pad=3)
     for side, spine in axes.spines.items():
         spine.set(visible=side == "bottom", linewidth=0.5, color=INK)
-
-
-def in_words(calendar: Timeline) -> str:
-    """The period, its bins, and what became of those without a frame of their own."""
-    period = f"{calendar.start:%Y-%m-%d} to {calendar.end - pd.Timedelta(days=1):%Y-%m-%d}"
-    if not calendar.slots:
-        return f"{period}, every acquisition a frame"
-    fates = Counter(slot.fate for slot in calendar.slots if slot.fate)
-    hatched = "; ".join(f"{n} {fate}" for fate, n in fates.items())
-    bins = f"{len(calendar.slots)} bin{'s' if len(calendar.slots) > 1 else ''}"
-    return f"{period} in {bins}" + (f" (hatched: {hatched})" if hatched else "")
 
 
 # ---------------------------------------------------------------------- embeddings

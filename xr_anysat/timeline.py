@@ -6,6 +6,7 @@ Read off the record that :func:`xr_anysat.frames` writes; no pixel is looked at.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -125,3 +126,14 @@ def _slots(
             fate = "" if observed else "empty, the nearest repeated"
         slots.append(Slot(start, end, None if at is None else pd.Timestamp(frames["time"].values[at]), fate))
     return slots
+
+
+def in_words(calendar: Timeline) -> str:
+    """The period, its bins, and what became of those without a frame of their own."""
+    period = f"{calendar.start:%Y-%m-%d} to {calendar.end - pd.Timedelta(days=1):%Y-%m-%d}"
+    if not calendar.slots:
+        return f"{period}, every acquisition a frame"
+    fates = Counter(slot.fate for slot in calendar.slots if slot.fate)
+    hatched = "; ".join(f"{n} {fate}" for fate, n in fates.items())
+    bins = f"{len(calendar.slots)} bin{'s' if len(calendar.slots) > 1 else ''}"
+    return f"{period} in {bins}" + (f" (hatched: {hatched})" if hatched else "")
