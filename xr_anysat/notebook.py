@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.preview import TRUE_COLOR, every, true_color
-from xr_anysat.timeline import OUTSIDE, USED, Timeline, has_timeline, in_words, timeline
+from xr_anysat.timeline import LABELLED, OUTSIDE, USED, Timeline, has_timeline, in_words, timeline
 
 SIDE = 96
 """Pixels that a thumbnail has on its longer side, at most."""
@@ -31,7 +31,7 @@ LEFT_OUT = "#d55e00"
 
 LABELS, RIGHT, ROW = 190, 712, 18  # of the calendar, in units of its width of 720
 
-HATCHED = "repeating-linear-gradient(45deg,#8886 0 2px,transparent 2px 5px)"
+HATCHED = "repeating-linear-gradient(45deg,rgba(128,128,128,.5) 0 2px,transparent 2px 5px)"
 
 
 def shell() -> Any:
@@ -88,7 +88,11 @@ def table(frames: xr.DataArray, calendar: Timeline) -> str:
         for label, texts in rows.items()
         if texts
     )
-    hint = "" if rows[""] else '<div style="opacity:.7">draw them: <code>.anysat.preview()</code></div>'
+    hint = (
+        ""
+        if rows[""]
+        else '<div style="font-size:11px;opacity:.7">draw them: <code>.anysat.preview()</code></div>'
+    )
     return f'<div style="overflow-x:auto"><table style="font-size:11px;margin:0">{lines}</table></div>{hint}'
 
 
@@ -150,7 +154,8 @@ def strip(frames: xr.DataArray, calendar: Timeline) -> str:
     if bins:
         parts.append(text(LABELS - 6, 1, "DOY of the frames", "end"))
         days_of = zip(pd.DatetimeIndex(frames["time"].values), frames["doy"].values, strict=True)
-        parts += [text(at(date), 1, str(doy)) for date, doy in days_of]
+        labels = [text(at(date), 1, str(doy)) for date, doy in days_of if len(calendar.slots) <= LABELLED]
+        parts.append(f'<g font-size="{11 if len(calendar.slots) <= 14 else 8}">{"".join(labels)}</g>')
     for row, (label, dates) in enumerate(calendar.lanes.items(), 1 + bins):
         parts.append(text(LABELS - 6, row, f"{label} ({len(dates)})", "end"))
         path = "".join(f"M{at(d)} {row * ROW + 4}v{ROW - 8}" for d in sorted(dates))

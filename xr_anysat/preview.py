@@ -15,7 +15,7 @@ from dask.base import compute
 from xr_anysat.cube import check_embedding, grid_of, read_cube
 from xr_anysat.errors import AnySatError, OptionError
 from xr_anysat.frames import Recipe, compose, is_composed
-from xr_anysat.timeline import OUTSIDE, USED, Timeline, in_words, timeline
+from xr_anysat.timeline import LABELLED, OUTSIDE, USED, Timeline, in_words, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -285,7 +285,7 @@ def _draw_calendar(axes: Axes, calendar: Timeline, frames: xr.DataArray) -> None
             )
     days = [(t, str(doy)) for t, doy in zip(frames["time"].values, frames["doy"].values, strict=True)]
     halo = [withStroke(linewidth=2, foreground=SHADES[0])]
-    for date, doy in days if calendar.slots else []:
+    for date, doy in days if 0 < len(calendar.slots) <= LABELLED else []:
         axes.text(
             date2num(date), 0.5, doy, ha="center", va="center", fontsize=5.5, color=INK, path_effects=halo
         )
@@ -353,13 +353,12 @@ def _colors(emb: xr.DataArray, model: Any) -> tuple[np.ndarray, str]:
     """The cells as colours (y, x, 4) uint8, transparent where there is no embedding, and what they are, in words."""
     from xr_anysat.analysis import rgb
 
-    image, _ = rgb(emb, model=model)
-    known = emb.notnull().all("D")
-    image, known = compute(every(image, MAP), every(known, MAP))  # each chunk is made once
-    rgba = np.dstack([image.transpose("y", "x", "rgb").values, 255 * known.values.astype(np.uint8)])
-    return rgba, "Three principal components as red, green and blue" + (
-        "" if known.all() else "\nHatched: no embedding"
-    )
+    image, fitted = rgb(emb, model=model)
+    colors = every(image, MAP).transpose("y", "x", "band").values
+    words = "Three principal components as red, green and blue"
+    if model is None:
+        words += f", {sum(fitted.explained[:3]):.0%} of the variance".replace("%", " %")
+    return colors, words if colors[..., 3].all() else f"{words}\nHatched: no embedding"
 
 
 def _extent(emb: xr.DataArray) -> tuple[tuple[float, float, float, float], tuple[str, str], bool]:

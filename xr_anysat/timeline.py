@@ -18,6 +18,9 @@ from xr_anysat.frames import FRAMES_ATTR, bin_bounds, parse_period
 ALONG_TIME = ("time", "doy", "n_obs", "bin_start", "bin_end")
 """Coords that composed frames have along time."""
 
+LABELLED = 26
+"""Bins that have the days of their frames written into them, at most: more have no room."""
+
 USED = "in a frame"
 OUTSIDE = "outside the period"
 
@@ -134,6 +137,5 @@ def in_words(calendar: Timeline) -> str:
     if not calendar.slots:
         return f"{period}, every acquisition a frame"
     fates = Counter(slot.fate for slot in calendar.slots if slot.fate)
-    hatched = "; ".join(f"{n} {fate}" for fate, n in fates.items())
     bins = f"{len(calendar.slots)} bin{'s' if len(calendar.slots) > 1 else ''}"
-    return f"{period} in {bins}" + (f" (hatched: {hatched})" if hatched else "")
+    return f"{period} in {bins}" + "".join(f"; {n} {fate}" for fate, n in fates.items())
