@@ -50,7 +50,7 @@ def register() -> None:
 def html(array: xr.DataArray) -> str:
     """HTML of a DataArray for Jupyter; xarray's own, and for composed frames their table and calendar above it.
 
-    Thumbnails are shown of frames that are in memory, and nothing is computed or read.
+    Thumbnails are shown of frames that are in memory, and no pixel is computed or read.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def thumbnails(frames: xr.DataArray) -> list[str]:
     colors, _ = true_color(small.values)
     return [
         f'<img alt="" width="{max(32, c.shape[1])}" style="image-rendering:pixelated;background:{HATCHED}" '
-        f'src="data:image/png;base64,{base64.b64encode(png(c)).decode()}">'
+        f'src="data:image/png;base64,{base64.b64encode(png(c)).decode()}"/>'
         for c in colors
     ]
 
