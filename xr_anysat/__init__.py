@@ -38,6 +38,7 @@ from xr_anysat.seams import seam_score
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
     from xr_anysat.stac import open_s2
+    from xr_anysat.versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,7 @@ __all__ = [
     "pool",
     "preview",
     "seam_score",
+    "show_versions",
     "statistics",
     "to_cog",
     "to_zarr",
@@ -86,6 +88,10 @@ def __getattr__(name: str) -> Any:
         from xr_anysat.model.verify import verify
 
         return verify
+    if name == "show_versions":
+        from xr_anysat.versions import show_versions
+
+        return show_versions
     if name == "distributed":
         return import_module("xr_anysat.distributed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
