@@ -92,7 +92,7 @@ def test_one_stretch_for_all_frames() -> None:
     assert tuple(colors[2, 3, 3])[3] == 0
     assert (colors[4, 0, 0] == 255).all()
     low, high = np.median([np.percentile(v[:, np.isfinite(v).all(0)], (1, 99)) for v in values], axis=0)
-    assert words == f"True colour, DN {low:.5g} to {high:.5g} in every frame"
+    assert words == f"True colour, DN {low:.0f} to {high:.0f} in every frame"
     assert high < 1900
     want = 255 * ((1000 - low) / (high - low)) ** (1 / 1.4)
     assert colors[0, 7, 7, 0] == round(want)

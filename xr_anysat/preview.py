@@ -202,7 +202,9 @@ def true_color(values: np.ndarray) -> tuple[np.ndarray, str]:
     share = np.where(known[:, None], values - low, 0) / max(high - low, 1e-9)
     color = np.clip(share, 0, 1) ** (1 / GAMMA)
     rgba = np.concatenate([color, known[:, None]], axis=1)
-    words = f"True colour, DN {low:.5g} to {high:.5g} in every frame" if limits else "Nothing was observed"
+    digits = 0 if high >= 10 else 3
+    words = f"True colour, DN {low:.{digits}f} to {high:.{digits}f} in every frame"
+    words = words if limits else "Nothing was observed"
     return (255 * rgba).round().astype(np.uint8).transpose(0, 2, 3, 1), words
 
 
