@@ -177,6 +177,8 @@ def test_what_is_impossible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         placed().anysat.preview(model="base")
     with pytest.raises(CubeError, match="missing B8A"):
         placed().drop_sel(band="B8A").anysat.preview()
+    with pytest.raises(CubeError, match=r"without the coords n_obs, bin_end, .* as frames\(\) made them"):
+        placed().anysat.frames(2).drop_vars(["n_obs", "bin_end"]).anysat.preview()
     with pytest.raises(CubeTypeError, match=r"one vector \(D,\).*\.anysat\.preview\(\)"):
         xr.DataArray(np.zeros(4), dims="D").anysat.preview()
     with pytest.raises(CubeTypeError, match="a list"):

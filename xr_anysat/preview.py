@@ -13,9 +13,9 @@ import xarray as xr
 from dask.base import compute
 
 from xr_anysat.cube import check_embedding, grid_of, read_cube
-from xr_anysat.errors import AnySatError, OptionError
+from xr_anysat.errors import AnySatError, CubeError, OptionError
 from xr_anysat.frames import Recipe, compose, is_composed
-from xr_anysat.timeline import LABELLED, OUTSIDE, USED, Timeline, in_words, timeline
+from xr_anysat.timeline import ALONG_TIME, LABELLED, OUTSIDE, USED, Timeline, in_words, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,6 +154,12 @@ def _have_jupyter_show_figures() -> None:
 def _middle_frames(cube: xr.DataArray | xr.Dataset, size: int | None) -> tuple[xr.DataArray, str]:
     """The frames of the middle of a cube, and what of it that is."""
     if is_composed(cube, Recipe(None)):
+        missing = [name for name in ALONG_TIME if name not in cube.coords]
+        if missing:
+            raise CubeError(
+                f"composed frames without the coords {', '.join(missing)}, so where they come from is not known: hand "
+                "them in as frames() made them, cube.anysat.frames(8).anysat.preview()"
+            )
         _check_count(cube.sizes["time"], "frames")
         return _middle(cube, size, "pixels")
     canonical = read_cube(cube)
