@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Extent = tuple[float, float, float, float]
+"""Left, right, bottom and top."""
+
 SIZE = 1024
 """Pixels or cells on the side of the middle that is drawn by default: a chunk of `open_s2`."""
 
@@ -74,7 +77,8 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
     size : int or None, default 1024
         Pixels (of an embedding: cells) on the side of what is drawn, around the middle of the cube; None draws all.
         Of a lazy cube just the chunks that this meets are read, all bands of them, since the valid share
-        needs them; a lazy embedding is computed there. To see another place, select it:
+        needs them; a lazy embedding is computed there, twice if that is more than 1 GiB. To see
+        another place, select it:
         ``cube.isel(y=slice(0, 500), x=slice(0, 500)).anysat.preview()``.
     model : fitted reducer, optional
         For an embedding: what :func:`xr_anysat.rgb` returned for another year or area, so that colours mean the same.
@@ -183,11 +187,11 @@ def _middle(array: xr.DataArray, size: int | None, unit: str) -> tuple[xr.DataAr
         return array, ""
     starts = {d: max(0, (n - size) // 2) for d, n in whole.items()}
     part = array.isel({d: slice(start, start + size) for d, start in starts.items()})
-    return part, (f"the middle {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}")
+    return part, f"the middle {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}"
 
 
 def every(array: xr.DataArray, most: int) -> xr.DataArray:
-    """Every so-manieth row and column, so that at most `most` are left of either."""
+    """Rows and columns at a step, so that at most `most` are left of either."""
     step = max(1, -(-max(array.sizes["y"], array.sizes["x"]) // most))
     return array.isel(y=slice(step // 2, None, step), x=slice(step // 2, None, step))
 
@@ -233,7 +237,8 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     side = min(WIDTH / columns, 2.6)
     height = side * min(2.0, max(0.3, rgb.sizes["y"] / rgb.sizes["x"]))
     tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.lanes))
-    figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=layout, facecolor="white")
     above, below = figure.subfigures(2, 1, height_ratios=tall, squeeze=False)[:, 0]
     words = [stretch, part, "" if colors[..., 3].all() else "hatched: not observed"]
     figure.suptitle("; ".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
@@ -267,10 +272,10 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
-def _show(axes: Axes, image: np.ndarray, **options: Any) -> None:
+def _show(axes: Axes, image: np.ndarray, extent: Extent | None = None) -> None:
     """An image (y, x, 4) over hatches, which show where it is transparent."""
     axes.patch.set(facecolor=GREY, edgecolor=HATCH, hatch="//////", linewidth=0)
-    axes.imshow(image, **{"interpolation": "nearest", **options})
+    axes.imshow(image, extent=extent)
     for spine in axes.spines.values():
         spine.set(linewidth=0.5, color=INK)
 
@@ -336,7 +341,9 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
     extent, labels, metric = _extent(emb)
     ratio = abs((extent[3] - extent[2]) / (extent[1] - extent[0]))
     side = min(5.0, 6.0 / ratio)
-    figure = Figure(figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained")
+    figure = Figure(
+        figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained", facecolor="white"
+    )
     axes = figure.add_subplot(label="embedding")
     _show(axes, image, extent=extent)
     axes.set_xlabel(labels[0], fontsize=7.5, color=INK)
@@ -371,7 +378,7 @@ def _colors(emb: xr.DataArray, model: Any) -> tuple[np.ndarray, str]:
     return colors, words if colors[..., 3].all() else f"{words}\nHatched: no embedding"
 
 
-def _extent(emb: xr.DataArray) -> tuple[tuple[float, float, float, float], tuple[str, str], bool]:
+def _extent(emb: xr.DataArray) -> tuple[Extent, tuple[str, str], bool]:
     """Edges (left, right, bottom, top) of the cells, what their axes are called, and whether these are metres."""
     grid = grid_of(emb)
     if grid is None:
@@ -383,7 +390,7 @@ def _extent(emb: xr.DataArray) -> tuple[tuple[float, float, float, float], tuple
     return (left, right, bottom, top), (f"Easting in m ({name})", "Northing in m"), True
 
 
-def _scale_bar(axes: Axes, extent: tuple[float, float, float, float]) -> None:
+def _scale_bar(axes: Axes, extent: Extent) -> None:
     """A bar of a round number of metres, about a fifth of the width, in the lower left corner."""
     from matplotlib.patheffects import withStroke
 
