@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import pydoc
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import jedi
 import numpy as np
 import pytest
 import xarray as xr
@@ -25,6 +32,7 @@ POSITIONAL = {
     "pool": 1,
     "to_zarr": 2,
     "to_cog": 2,
+    "preview": 0,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 
@@ -100,27 +108,90 @@ def test_positional_arguments_are_few() -> None:
         placed().anysat.frames(2, peroid="2022")
 
 
-@pytest.mark.parametrize("name", ["frames", "statistics", "embed", "plan"])
-@pytest.mark.parametrize("form", ["DataArray", "Dataset"])
+FOR_CUBES = {"frames", "statistics", "embed", "plan"}
+FOR_BOTH = {"preview"}
+
+
+def call(obj: xr.DataArray | xr.Dataset, name: str) -> Any:
+    """A method, called with nothing but what it has to have, which is never looked at."""
+    method = getattr(obj.anysat, name)
+    required = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
+    needed = [p.name for p in required if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return method(*["nothing"] * len(needed))
+
+
+@pytest.mark.parametrize("name", sorted(FOR_CUBES))
+@pytest.mark.parametrize("form", ["DataArray", "Dataset", "vector"])
 def test_what_is_for_cubes_refuses_embeddings(emb: xr.DataArray, name: str, form: str) -> None:
-    obj = emb if form == "DataArray" else emb.to_dataset()
+    obj = {"DataArray": emb, "Dataset": emb.to_dataset(), "vector": emb.anysat.pool()}[form]
     with pytest.raises(CubeTypeError, match=r"those of an embedding cube: wanted a Sentinel-2 cube"):
-        getattr(obj.anysat, name)()
+        call(obj, name)
 
 
-def test_pool_refuses_what_is_no_embedding(emb: xr.DataArray) -> None:
-    with pytest.raises(
-        CubeTypeError, match=r"DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first"
-    ):
-        placed().anysat.pool()
-    with pytest.raises(CubeTypeError, match=r"a Dataset with dims .*embed\(\) first"):
-        odc_stac().anysat.pool()
-    with pytest.raises(
-        CubeTypeError, match=r"Dataset of \['anysat'\]: wanted the DataArray .*dataset\['anysat'\]"
-    ):
-        emb.to_dataset().anysat.pool()
-    with pytest.raises(CubeTypeError, match="embed"):
-        emb.anysat.pool().anysat.pool()
+NO_EMBEDDINGS = {
+    "cube": r"a DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first",
+    "cube of variables": r"a Dataset with dims .*embed\(\) first",
+    "frames": r"a DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first",
+    "embedding in a Dataset": r"Dataset of \['anysat'\]: wanted the DataArray .*dataset\['anysat'\]\.anysat\.",
+    "vector": r"one vector \(D,\).*embed without pool=",
+    "transposed": r"wanted \(D, y, x\), as emb\.transpose\('D', 'y', 'x'\) has them",
+}
+
+
+TAKEN = {
+    ("pool", "transposed"),
+    *((name, kind) for name in FOR_BOTH for kind in ("cube", "cube of variables", "frames")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), sorted({*product(set(METHODS) - FOR_CUBES, NO_EMBEDDINGS)} - TAKEN)
+)
+def test_what_is_for_embeddings_refuses_what_is_none(emb: xr.DataArray, name: str, kind: str) -> None:
+    obj = {
+        "cube": placed, "cube of variables": odc_stac, "frames": lambda: placed().anysat.frames(2),
+        "embedding in a Dataset": emb.to_dataset, "vector": emb.anysat.pool,
+        "transposed": lambda: emb.transpose("y", "x", "D"),
+    }[kind]()  # fmt: skip
+    with pytest.raises(CubeTypeError, match=NO_EMBEDDINGS[kind]):
+        call(obj, name)
+
+
+def test_type_checkers_see_the_signatures(tmp_path: Path) -> None:
+    code = """
+from xr_anysat.accessor import AnySatAccessor
+def f(on: AnySatAccessor) -> None:
+    reveal_type(on.embed(8, patch_size=40))
+    reveal_type(on.statistics())
+    reveal_type(on.seam_score())
+    on.embed(patch_sise=40)
+    on.frames(8, "2022")
+"""
+    (tmp_path / "code.py").write_text(code)
+    # in the project's folder, where the lint before has left what it knows
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", tmp_path / "code.py"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    revealed = re.findall(r'Revealed type is "([\w.]+)"', done.stdout)
+    assert [name.rpartition(".")[2] for name in revealed] == ["DataArray", "Statistics", "Dataset"]
+    assert re.findall(r":(\d): error: ([A-Z]\w+ \w+)", done.stdout) == [
+        ("7", "Unexpected keyword"),
+        ("8", "Too many"),
+    ]
+
+
+def test_completion_and_help() -> None:
+    cube = placed()
+    found = jedi.Interpreter("cube.anysat.", [{"cube": cube}]).complete()
+    assert {c.name for c in found if not c.name.startswith("_")} == set(METHODS)
+    (signature,) = jedi.Interpreter("cube.anysat.embed(", [{"cube": cube}]).get_signatures()
+    assert [p.name for p in signature.params][:2] == ["frames", "period"]
+    shown = pydoc.plain(pydoc.render_doc(cube.anysat.embed))
+    assert "embed(frames: 'int | None' = 8, *, period:" in shown
+    assert "Embed a Sentinel-2 cube with AnySat." in shown
 
 
 def test_refusals_are_what_python_users_expect() -> None:

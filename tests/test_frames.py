@@ -369,7 +369,7 @@ def test_frames_are_a_cube_with_its_place_and_record() -> None:
     assert record(made) == {
         "frames": 2, "period": "2022-01-01/2023-01-01", "reduce": "median", "empty": "drop",
         "doy": "midpoint", "doy_base": 0, "fill_value": None, "acquisitions": 3, "outside_period": 0,
-        "empty_bins": 0, "dates": [str(d)[:10] for d in cube["time"].values],
+        "empty_bins": 0, "dates": [str(d)[:10] for d in cube["time"].values], "dates_outside": [],
     }  # fmt: skip
 
 

@@ -29,13 +29,16 @@ from xr_anysat.errors import (
 from xr_anysat.export import open, to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
+from xr_anysat.notebook import register as register_display
 from xr_anysat.plan import Plan, plan
+from xr_anysat.preview import preview
 from xr_anysat.radiometry import Statistics, statistics
 from xr_anysat.seams import seam_score
 
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
     from xr_anysat.stac import open_s2
+    from xr_anysat.versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -62,7 +65,9 @@ __all__ = [
     "open_s2",
     "plan",
     "pool",
+    "preview",
     "seam_score",
+    "show_versions",
     "statistics",
     "to_cog",
     "to_zarr",
@@ -70,6 +75,7 @@ __all__ = [
 ]
 
 register()
+register_display()
 
 
 def __getattr__(name: str) -> Any:
@@ -82,6 +88,10 @@ def __getattr__(name: str) -> Any:
         from xr_anysat.model.verify import verify
 
         return verify
+    if name == "show_versions":
+        from xr_anysat.versions import show_versions
+
+        return show_versions
     if name == "distributed":
         return import_module("xr_anysat.distributed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

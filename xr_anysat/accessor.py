@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
@@ -17,17 +17,21 @@ from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.plan import plan
+from xr_anysat.preview import preview
 from xr_anysat.radiometry import statistics
 from xr_anysat.seams import seam_score
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def _method(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[AnySatAccessor, P], R]:
     """`function` as a method: its first argument is the accessor's array."""
 
-    @functools.wraps(function)
-    def method(self: AnySatAccessor, *args: Any, **kwargs: Any) -> Any:
+    def method(self: AnySatAccessor, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(self._obj, *args, **kwargs)
 
+    functools.update_wrapper(method, function)
     signature = inspect.signature(function)
     first, *rest = signature.parameters.values()
     method.__signature__ = signature.replace(parameters=[first.replace(name="self"), *rest])  # type: ignore[attr-defined]
@@ -38,7 +42,7 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`.
+    `seam_score`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -46,12 +50,13 @@ class AnySatAccessor:
 
     frames = _method(frames)
     statistics = _method(statistics)
-    plan = _method(plan)
+    plan = _method(plan)  # type: ignore[arg-type]  # mypy minds that its **options might hold a cube
     embed = _method(embed)
     pool = _method(pool)
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)
     seam_score = _method(seam_score)
+    preview = _method(preview)
 
 
 def register() -> None:

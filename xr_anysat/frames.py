@@ -327,7 +327,8 @@ def plan_bins(times: np.ndarray, recipe: Recipe, recorded: str | None) -> tuple[
     days = pd.DatetimeIndex(times)
     whole = (days[0].normalize(), days[-1].normalize() + pd.Timedelta(days=1))
     start, end = parse_period(recipe.period) or parse_period(recorded) or whole
-    inside = [int(i) for i in np.flatnonzero((days >= start) & (days < end))]
+    meets = (days >= start) & (days < end)
+    inside = [int(i) for i in np.flatnonzero(meets)]
     if not inside:
         raise CubeError(
             f"no acquisition between {start.date()} and {end.date()} (exclusive): the cube's run from "
@@ -338,7 +339,8 @@ def plan_bins(times: np.ndarray, recipe: Recipe, recorded: str | None) -> tuple[
         "period": f"{start.date()}/{end.date()}",
         "acquisitions": len(inside),
         "outside_period": len(days) - len(inside),
-        "dates": [str(days[i].date()) for i in inside],
+        "dates": [str(d.date()) for d in days[meets]],
+        "dates_outside": [str(d.date()) for d in days[~meets]],
     }
     if n is None:
         day = pd.Timedelta(days=1)

@@ -1,0 +1,111 @@
+"""`show_versions`: what a report of a bug, or of a strange result, should have with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from xr_anysat.config import DEFAULTS, config
+from xr_anysat.embedding import binary, physical_memory
+from xr_anysat.errors import OptionError
+from xr_anysat.model.weights import OFFICIAL, SAFE, cache_dir, resolve_device
+
+FOR_DEVELOPERS = ("test", "docs")
+"""Extras whose packages take no part in anything that users do."""
+
+
+def show_versions(file: TextIO | None = None) -> None:
+    """Print versions, machine, torch's devices, where the weights are, and the configuration in force.
+
+    Nothing is downloaded, and no weights are read.
+
+    Parameters
+    ----------
+    file : text file, optional
+        Where to print. Default: standard output.
+
+    Examples
+    --------
+    >>> import xr_anysat
+    >>> xr_anysat.show_versions()
+    xr_anysat: ...
+    python: ...
+    """
+    for line in (*_system(), "", *_packages(), "", *_torch(), "", *_options()):
+        print(line, file=file)
+
+
+def _system() -> Iterator[str]:
+    from xr_anysat import __version__
+
+    yield f"xr_anysat: {__version__}"
+    yield f"python: {sys.version.splitlines()[0]}"
+    yield f"OS: {platform.platform()}"
+    memory = physical_memory()
+    yield f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {binary(memory) if memory else 'unknown'} of memory"
+
+
+def _packages() -> Iterator[str]:
+    """The packages that are needed and those of the extras, with their versions."""
+    try:
+        needed = importlib.metadata.requires("xr_anysat") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield "packages: unknown, since xr_anysat was imported without being installed"
+        return
+    extra = re.compile(r"extra\s*==\s*['\"](\w+)['\"]")
+    names: dict[str, None] = {}
+    for requirement in needed:
+        found, of = re.match(r"[\w.-]+", requirement), extra.search(requirement)
+        if found and found[0] != "xr_anysat" and (of is None or of[1] not in FOR_DEVELOPERS):
+            names[found[0]] = None
+    for name in names:
+        try:
+            yield f"{name}: {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{name}: not installed"
+
+
+def _torch() -> Iterator[str]:
+    """What torch computes on."""
+    try:
+        import torch
+    except Exception as error:  # a broken installation may raise anything, and is what is looked for here
+        yield f"torch cannot be imported: {type(error).__name__}: {error}"
+        return
+    yield f"torch threads: {torch.get_num_threads()}"
+    yield f"torch CPU capability: {torch.backends.cpu.get_cpu_capability()}"
+    yield f"torch oneDNN: {'yes' if torch.backends.mkldnn.is_available() else 'no'}"
+    yield f"torch CUDA: {torch.version.cuda or 'not built in'}"
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        yield f"cuda:{i}: {about.name}, {binary(about.total_memory)}"
+    yield f"device='auto': {resolve_device('auto')}"
+
+
+def _options() -> Iterator[str]:
+    """Where weights are, and the options; an impossible one is told in place of them."""
+    try:
+        yield from _weights()
+    except OptionError as error:
+        yield f"configuration: {error}"
+    for name, default in DEFAULTS.items():
+        yield f"{name}: {config.get(name, default)!s}{'' if name in config.config else ' (default)'}"
+
+
+def _weights() -> Iterator[str]:
+    """Where the official checkpoint is, if it is here: neither fetched nor hashed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = cache_dir()
+    placed = folder / Path(OFFICIAL.filename).name
+    cached = try_to_load_from_cache(OFFICIAL.repo, OFFICIAL.filename)
+    found = placed if placed.exists() else cached if isinstance(cached, str) else "not on this machine"
+    yield f"official checkpoint: {found}"
+    kept = sorted(path.stem[:12] for path in folder.glob(f"*{SAFE}"))
+    yield f"converted weights in {folder}: {', '.join(kept) or 'none'}"
