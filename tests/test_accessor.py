@@ -25,6 +25,8 @@ POSITIONAL = {
     "pool": 1,
     "to_zarr": 2,
     "to_cog": 2,
+    "reduce": 1,
+    "rgb": 0,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 

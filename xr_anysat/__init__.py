@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.accessor import register
+from xr_anysat.analysis import Clusters, Reducer, reduce, rgb
 from xr_anysat.cog import to_cog
 from xr_anysat.config import config
 from xr_anysat.cube import BANDS
@@ -44,12 +45,14 @@ __all__ = [
     "AnySatError",
     "AnySatWarning",
     "CatalogError",
+    "Clusters",
     "CubeError",
     "CubeTypeError",
     "DeviceError",
     "OptionError",
     "Plan",
     "ReadError",
+    "Reducer",
     "Statistics",
     "StoreError",
     "WeightsError",
@@ -62,6 +65,8 @@ __all__ = [
     "open_s2",
     "plan",
     "pool",
+    "reduce",
+    "rgb",
     "seam_score",
     "statistics",
     "to_cog",

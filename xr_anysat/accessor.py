@@ -12,6 +12,7 @@ from typing import Any
 
 import xarray as xr
 
+from xr_anysat.analysis import reduce, rgb
 from xr_anysat.cog import to_cog
 from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
@@ -38,7 +39,7 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`.
+    `seam_score`, `reduce`, `rgb`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -52,6 +53,8 @@ class AnySatAccessor:
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)
     seam_score = _method(seam_score)
+    reduce = _method(reduce)
+    rgb = _method(rgb)
 
 
 def register() -> None:
