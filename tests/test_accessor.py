@@ -27,6 +27,11 @@ POSITIONAL = {
     "to_cog": 2,
     "reduce": 1,
     "rgb": 0,
+    "similarity": 1,
+    "change": 1,
+    "cluster": 1,
+    "sample": 1,
+    "zonal": 1,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 

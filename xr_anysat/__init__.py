@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.accessor import register
-from xr_anysat.analysis import Clusters, Reducer, reduce, rgb
+from xr_anysat.analysis import Clusters, Reducer, change, cluster, reduce, rgb, similarity
 from xr_anysat.cog import to_cog
 from xr_anysat.config import config
 from xr_anysat.cube import BANDS
@@ -30,6 +30,7 @@ from xr_anysat.errors import (
 from xr_anysat.export import open, to_zarr
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
+from xr_anysat.places import sample, zonal
 from xr_anysat.plan import Plan, plan
 from xr_anysat.radiometry import Statistics, statistics
 from xr_anysat.seams import seam_score
@@ -57,6 +58,8 @@ __all__ = [
     "StoreError",
     "WeightsError",
     "WriteError",
+    "change",
+    "cluster",
     "config",
     "embed",
     "frames",
@@ -67,11 +70,14 @@ __all__ = [
     "pool",
     "reduce",
     "rgb",
+    "sample",
     "seam_score",
+    "similarity",
     "statistics",
     "to_cog",
     "to_zarr",
     "verify",
+    "zonal",
 ]
 
 register()

@@ -12,11 +12,12 @@ from typing import Any
 
 import xarray as xr
 
-from xr_anysat.analysis import reduce, rgb
+from xr_anysat.analysis import change, cluster, reduce, rgb, similarity
 from xr_anysat.cog import to_cog
 from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
 from xr_anysat.frames import frames
+from xr_anysat.places import sample, zonal
 from xr_anysat.plan import plan
 from xr_anysat.radiometry import statistics
 from xr_anysat.seams import seam_score
@@ -39,7 +40,7 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`, `reduce`, `rgb`.
+    `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -55,6 +56,11 @@ class AnySatAccessor:
     seam_score = _method(seam_score)
     reduce = _method(reduce)
     rgb = _method(rgb)
+    similarity = _method(similarity)
+    change = _method(change)
+    cluster = _method(cluster)
+    sample = _method(sample)
+    zonal = _method(zonal)
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ from xr_anysat.cells import (
     CELLS,
     SEED_MOST,
     check_made_alike,
+    check_same_grid,
     draw,
     extra,
     made_with,
@@ -29,9 +30,13 @@ from xr_anysat.cells import (
 )
 from xr_anysat.cube import check_embedding
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.places import mean_at
 
 PERCENTILES = (2.0, 98.0)
 """Of a component's scores in the sample: what becomes the least and the most of a colour."""
+
+MISSING = -1
+"""Label of cells where nothing was observed."""
 
 CHANNELS = ("red", "green", "blue", "alpha")
 
@@ -67,7 +72,7 @@ class _Fitted:
 
 def _plain(value: Any) -> Any:
     """Arrays and lists as tuples of Python's own numbers."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
@@ -347,3 +352,218 @@ def _colors(batch: np.ndarray, *, model: Reducer) -> np.ndarray:
     span = np.where(high > low, high - low, np.inf)  # a component that is constant says nothing
     share = np.clip((_scores(batch, model=model, k=3) - low) / span, 0, 1)
     return np.concatenate([np.rint(255 * share), np.full((1, batch.shape[1]), 255.0)])
+
+
+# ---------------------------------------------------------------------- cosines
+
+
+def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
+    """Cosine of the angle between each cell's embedding and that of a place, or any vector.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
+        A point, as two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the cube's
+        CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres lie in
+        the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
+
+    Returns
+    -------
+    DataArray, (y, x) float32
+        In -1..1. Lazy if `emb` is; of a place, the chunks that hold it are computed at once. NaN where nothing was
+        observed.
+
+    Raises
+    ------
+    CubeTypeError
+        If `emb` is not an embedding cube.
+    CubeError
+        If its coordinates do not tell where cells lie.
+    OptionError
+        If `to` is something else, lies beside the cube, or nothing was observed there.
+    AnySatError
+        If geopandas is not installed, and `to` is a place.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray([[[1.0, 3.0, 0.0]], [[0.0, 4.0, -2.0]]], dims=("D", "y", "x"))
+    >>> emb.anysat.similarity(np.array([2.0, 0.0])).values
+    array([[1. , 0.6, 0. ]], dtype=float32)
+    """
+    check_embedding(emb, "similarity((x, y))")
+    vector, said = _reference(emb, to)
+    cosines = over_cells(partial(_cosine, vector=vector), emb, rows=1, dtype=np.float32, missing=np.nan)
+    attrs = {"long_name": "cosine similarity", "units": "1", "to": said}
+    return result(emb, cosines[0], "similarity", attrs)
+
+
+def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+    """How far embeddings of one place differ: 1 minus the cosine of the angle between them.
+
+    The cubes have one grid, and were made alike but for their time. Those of ``norm="per_tile_zscore"`` were not: each
+    was normalized by its own statistics. Use ``"pastis"``, or one saved :func:`xr_anysat.statistics`, for both.
+
+    Parameters
+    ----------
+    emb, other : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made of two periods.
+
+    Returns
+    -------
+    DataArray, (y, x) float32
+        0 (the same direction) to 2. Lazy if one of them is; NaN where either lacks observations.
+
+    Raises
+    ------
+    CubeTypeError
+        If one is not an embedding cube.
+    CubeError
+        If their grids differ, or they were made with other weights, statistics or settings. The difference is named.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xr_anysat
+    >>> before = xr.DataArray([[[1.0, 3.0]], [[0.0, 4.0]]], dims=("D", "y", "x"))
+    >>> after = xr.DataArray([[[2.0, -4.0]], [[0.0, 3.0]]], dims=("D", "y", "x"))
+    >>> before.anysat.change(after).values
+    array([[0., 1.]], dtype=float32)
+    """
+    for each in (emb, other):
+        check_embedding(each, "change(other)")
+    check_same_grid(emb, other, "change()")
+    own, others = ({**made_with(each), "anchor": each.attrs.get("anchor")} for each in (emb, other))
+    check_made_alike(own, others, "change()", "in the other")
+    far = over_cells(_cosine_change, emb, other, rows=1, dtype=np.float32, missing=np.nan)
+    attrs = {
+        "long_name": "cosine change",
+        "units": "1",
+        "periods": [str(each.attrs.get("temporal_window", "not recorded")) for each in (emb, other)],
+    }
+    return result(emb, far[0], "change", attrs)
+
+
+def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
+    """The vector (D,) float64 that cells are compared with, and what it is, in words."""
+    if isinstance(to, tuple | list) and len(to) == 2:
+        to = extra("shapely", "similarity()").Point(to)
+    if hasattr(to, "geom_type"):  # of shapely and of geopandas alike
+        return mean_at(emb, to, "similarity()"), str(to) if isinstance(
+            to.geom_type, str
+        ) else f"{len(to)} places"
+    vector = (
+        np.asarray(to, float) if isinstance(to, np.ndarray | xr.DataArray | tuple | list) else np.empty(0)
+    )
+    if vector.shape != (emb.sizes["D"],) or not np.isfinite(vector).all() or not vector.any():
+        raise OptionError(
+            f"to={str(to)[:60]!r}: wanted a vector of {emb.sizes['D']} finite numbers that are not all 0, a point "
+            "(x, y), a point or polygon of shapely, or a GeoSeries"
+        )
+    return vector, "a vector"
+
+
+def _cosine(batch: np.ndarray, *, vector: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(batch).sum(0) * np.square(vector).sum())
+    with np.errstate(invalid="ignore"):  # a vector of zeros has no direction
+        return np.clip(product(vector[None], batch) / length, -1, 1)
+
+
+def _cosine_change(batch: np.ndarray, other: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(batch).sum(0) * np.square(other).sum(0))
+    with np.errstate(invalid="ignore"):
+        return 1 - np.clip((batch * other).sum(0) / length, -1, 1)[None]
+
+
+# ---------------------------------------------------------------------- clusters
+
+
+def cluster(
+    emb: xr.DataArray,
+    k: int | None = None,
+    *,
+    model: Clusters | None = None,
+    cells: int = CELLS,
+    seed: int = 0,
+) -> tuple[xr.DataArray, Clusters]:
+    """Sort cells into `k` clusters of similar embeddings, by mini-batch k-means.
+
+    Centres are fitted on a sample of the cells that were observed. This computes a lazy cube, as :func:`reduce` says.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    k : int, optional
+        How many clusters; not needed with a `model`.
+    model : Clusters, optional
+        What an earlier call gave, on embeddings that were made alike: clusters then mean the same.
+    cells, seed : int
+        As in :func:`reduce`.
+
+    Returns
+    -------
+    labels : DataArray, (y, x) int16
+        The cluster whose centre is nearest, from 0, that of the most cells of the sample first; -1 (``nodata``) where
+        nothing was observed. Lazy if `emb` is.
+    model : Clusters
+        To store (`to_json`) and to use on another year or area.
+
+    Raises
+    ------
+    CubeTypeError, CubeError, OptionError, AnySatError
+        As :func:`reduce`.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray([[[0.0, 9.0, 0.1, 0.2, float("nan")]], [[5.0, 0.0, 5.1, 5.0, 1.0]]], dims=("D", "y", "x"))
+    >>> labels, model = emb.anysat.cluster(2)
+    >>> labels.values, model.shares
+    (array([[ 0,  1,  0,  0, -1]], dtype=int16), (0.75, 0.25))
+    """
+    check_embedding(emb, "cluster(8)")
+    if model is None:
+        if k is None:
+            raise OptionError("neither k= nor model=: wanted how many clusters, emb.anysat.cluster(8)")
+        model = _fit_clusters(emb, k, cells, seed)
+    else:
+        _check_model(model, Clusters, emb, len(getattr(model, "centers", ((),))[0]), "cluster()")
+        if k is not None and k != len(model.centers):
+            raise OptionError(f"k={k!r} and a model of {len(model.centers)} clusters: leave k= out")
+    labels = over_cells(
+        partial(_nearest, centers=np.array(model.centers)), emb, rows=1, dtype=np.int16, missing=MISSING
+    )
+    attrs = {
+        "long_name": "cluster of the embedding",
+        "nodata": MISSING,
+        "flag_values": list(range(len(model.centers))),
+        "shares": list(model.shares),
+        "fitted_on_cells": model.cells,
+        "seed": model.seed,
+    }
+    return result(emb, labels[0], "cluster", attrs), model
+
+
+def _fit_clusters(emb: xr.DataArray, k: int, cells: int, seed: int) -> Clusters:
+    kmeans = extra("sklearn.cluster", "cluster()").MiniBatchKMeans
+    k = whole_number("k", k, 1, np.iinfo(np.int16).max)
+    sample, seed = _sample(emb, k, cells, seed, "cluster()")
+    with one_thread():
+        centers = kmeans(k, batch_size=1024, n_init=3, random_state=seed).fit(sample).cluster_centers_
+        counts = np.bincount(_nearest(sample.T, centers=centers)[0], minlength=k)
+    order = sorted(range(k), key=lambda i: (-counts[i], *centers[i]))
+    return Clusters(
+        centers=tuple(centers[order]), shares=tuple(counts[order] / len(sample)), cells=len(sample), seed=seed,
+        made_with=made_with(emb),
+    )  # fmt: skip
+
+
+def _nearest(batch: np.ndarray, *, centers: np.ndarray) -> np.ndarray:
+    """Number of the nearest centre of each cell, (1, n)."""
+    nearer = product(centers, batch) - np.square(centers).sum(1)[:, None] / 2  # half of |x|² - |x - c|²
+    return nearer.argmax(0)[None]

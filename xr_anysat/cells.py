@@ -276,12 +276,12 @@ def result(
         coords[dim] = (dim, labels)
     out = xr.DataArray(data, coords, dims, name)
     out = with_transform(out, grid_of(out))  # selecting cells leaves the transform of the whole behind
-    out.attrs = {**attrs, "embedding": json.dumps(emb.attrs, default=_plain)}
+    out.attrs = {**attrs, "embedding": json.dumps(emb.attrs, default=plain)}
     out.encoding = {k: v for k, v in emb.encoding.items() if k == "grid_mapping"}
     return out
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """An attribute that JSON has no word for, of NumPy or else."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
@@ -343,3 +343,46 @@ def check_made_alike(own: Mapping[str, Any], other: Mapping[str, Any], call: str
 def _short(value: Any) -> str:
     text = "not recorded" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
+    """Refuse cubes whose cells are not the same.
+
+    Raises
+    ------
+    CubeError
+        Naming what differs.
+    """
+    grids = [grid_of(each) for each in (emb, other)]
+    crs = [None if geobox is None else geobox.crs for geobox in grids]
+    differs = []
+    if emb.shape != other.shape:
+        differs.append(f"(D, y, x) {emb.shape} here, {other.shape} in the other")
+    elif (crs[0] is None) != (crs[1] is None) or (crs[0] is not None and crs[0] != crs[1]):
+        differs.append(f"CRS {_crs_name(crs[0])} here, {_crs_name(crs[1])} in the other")
+    else:
+        for dim in ("y", "x"):
+            here, there = (each[dim].values if dim in each.coords else None for each in (emb, other))
+            if (here is None) != (there is None):
+                differs.append(f"{dim!r} coordinates of one only")
+            elif here is not None and there is not None and not _same_places(here, there):
+                differs.append(
+                    f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other"
+                )
+    if differs:
+        raise CubeError(
+            f"{call}: the cubes are not on one grid: {'; '.join(differs)}. Select what they share, "
+            "emb.sel(y=slice(top, bottom), x=slice(left, right)), or embed cubes of one grid"
+        )
+
+
+def _same_places(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether coordinates are the same but for a thousandth of a cell."""
+    if a.dtype.kind not in "iuf" or b.dtype.kind not in "iuf":
+        return bool((a == b).all())
+    step = abs(float(a[1]) - float(a[0])) if a.size > 1 else 1.0
+    return bool(np.abs(a.astype(float) - b.astype(float)).max(initial=0) <= 1e-3 * step)
+
+
+def _crs_name(crs: Any) -> str:
+    return "none" if crs is None else f"EPSG:{crs.epsg}" if crs.epsg else str(crs)[:60]
