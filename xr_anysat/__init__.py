@@ -28,6 +28,7 @@ from xr_anysat.errors import (
     WriteError,
 )
 from xr_anysat.export import open, to_zarr
+from xr_anysat.fewshot import classify
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
 from xr_anysat.places import sample, zonal
@@ -59,6 +60,7 @@ __all__ = [
     "WeightsError",
     "WriteError",
     "change",
+    "classify",
     "cluster",
     "config",
     "embed",

@@ -16,6 +16,7 @@ from xr_anysat.analysis import change, cluster, reduce, rgb, similarity
 from xr_anysat.cog import to_cog
 from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
+from xr_anysat.fewshot import classify
 from xr_anysat.frames import frames
 from xr_anysat.places import sample, zonal
 from xr_anysat.plan import plan
@@ -40,7 +41,8 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`.
+    `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`,
+    `classify`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -61,6 +63,7 @@ class AnySatAccessor:
     cluster = _method(cluster)
     sample = _method(sample)
     zonal = _method(zonal)
+    classify = _method(classify)
 
 
 def register() -> None:

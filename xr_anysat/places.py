@@ -29,6 +29,7 @@ BLOCK = 256
 """Cells on the side of the blocks that are summed one after the other."""
 
 STATUS = "status"
+OK = "ok"
 
 POINTS, POLYGONS = ("Point",), ("Polygon", "MultiPolygon")
 
@@ -85,7 +86,7 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
     1    b      NaN      NaN  outside
     """
     check_embedding(emb, "sample(points)")
-    frame = _frame(points, "points", "sample()")
+    frame = table(points, "points", "sample()")
     names = _free(frame, [*_names(emb), STATUS], "points")
     values, status = values_at(emb, frame.geometry, "sample()")
     added = pd.DataFrame(values, frame.index, names[:-1])
@@ -140,7 +141,7 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     1      5.0     11.0      1          1.0  partial
     """
     check_embedding(emb, "zonal(polygons)")
-    frame = _frame(polygons, "polygons", "zonal()")
+    frame = table(polygons, "polygons", "zonal()")
     names = _free(frame, [*_names(emb), "cells", "valid_share", STATUS], "polygons")
     geobox = grid(emb, "zonal()")
     shapes = in_crs_of(geobox, frame.geometry, POLYGONS, "polygons")
@@ -154,7 +155,7 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     there = shapely.intersects(extent, shapes.values)
     beyond = ~shapely.covers(extent, shapes.values)
     added[STATUS] = np.select(
-        [~there, cells == 0, valid == 0, beyond], ["outside", "empty", "invalid", "partial"], "ok"
+        [~there, cells == 0, valid == 0, beyond], ["outside", "empty", "invalid", "partial"], OK
     ).astype(object)
     return _joined(frame, added, emb)
 
@@ -226,7 +227,7 @@ def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarr
     values[inside] = vectors(emb, rows[inside], cols[inside])
     there = observed(values.T)
     values[~there] = np.nan
-    return values, np.select([~inside, ~there], ["outside", "invalid"], "ok").astype(object)
+    return values, np.select([~inside, ~there], ["outside", "invalid"], OK).astype(object)
 
 
 def mean_at(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
@@ -242,7 +243,7 @@ def mean_at(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
     if isinstance(place.geom_type, str):
         crs = None if geobox.crs is None else geobox.crs.proj
         place = geopandas.GeoSeries([place], crs=crs)
-    shapes = _frame(place, "to", call).geometry
+    shapes = table(place, "to", call).geometry
     extent = ", ".join(f"{v:.9g}" for v in geobox.boundingbox.bbox)
     mend = f"wanted places within the cube, (left, bottom, right, top) = ({extent}) in its CRS, that were observed"
     if (shapes.geom_type == "Point").any():
@@ -369,7 +370,7 @@ def _block_sums(
 # ---------------------------------------------------------------------- tables
 
 
-def _frame(given: Any, what: str, call: str) -> GeoDataFrame:
+def table(given: Any, what: str, call: str) -> GeoDataFrame:
     """A table with geometries."""
     geopandas = extra("geopandas", call)
     if isinstance(given, geopandas.GeoSeries):
