@@ -24,7 +24,7 @@ from xr_anysat.frames import RECHUNK
 CELLS = 10_000
 """Cells that a fit looks at, at most: 60 MB of 768 channels in float64."""
 
-BATCH = 2048
+BATCH = 512
 """Cells a product of matrices."""
 
 ROWS = 64
@@ -358,17 +358,15 @@ def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
     differs = []
     if emb.shape != other.shape:
         differs.append(f"(D, y, x) {emb.shape} here, {other.shape} in the other")
-    elif (crs[0] is None) != (crs[1] is None) or (crs[0] is not None and crs[0] != crs[1]):
-        differs.append(f"CRS {_crs_name(crs[0])} here, {_crs_name(crs[1])} in the other")
     else:
         for dim in ("y", "x"):
             here, there = (each[dim].values if dim in each.coords else None for each in (emb, other))
             if (here is None) != (there is None):
                 differs.append(f"{dim!r} coordinates of one only")
             elif here is not None and there is not None and not _same_places(here, there):
-                differs.append(
-                    f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other"
-                )
+                differs.append(f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other")
+        if not differs and crs[0] != crs[1]:
+            differs.append(f"CRS {_crs_name(crs[0])} here, {_crs_name(crs[1])} in the other")
     if differs:
         raise CubeError(
             f"{call}: the cubes are not on one grid: {'; '.join(differs)}. Select what they share, "

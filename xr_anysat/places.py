@@ -198,8 +198,8 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     OptionError
         If only one of them has a CRS, or geometries are of other `kinds` or cross themselves.
     """
-    types = given.geom_type[~(given.isna() | given.is_empty)]
-    others = sorted(set(types) - set(kinds))
+    there = given[~(given.isna() | given.is_empty)]
+    others = sorted(set(there.geom_type) - set(kinds))
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
         raise OptionError(
@@ -209,14 +209,13 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     if (crs is None) != (given.crs is None):
         if crs is None:
             raise OptionError(
-                f"{what} in {given.crs.name!r}, and a cube without a CRS: give it one, emb.odc.assign_crs('EPSG:32632')"
+                f"{what} in {given.crs.name!r}, and a cube without a CRS: give it one, "
+                "emb.odc.assign_crs('EPSG:32632')"
             )
         raise OptionError(f"{what} without a CRS: say which, {what}.set_crs('EPSG:4326')")
-    if kinds == POLYGONS and not given.is_valid.all():
-        bad = given.index[~given.is_valid]
-        raise OptionError(
-            f"{what} that cross themselves, at index {list(bad[:3])}: mend them, {what}.make_valid()"
-        )
+    if kinds == POLYGONS and not there.is_valid.all():
+        bad = list(there.index[~there.is_valid][:3])
+        raise OptionError(f"{what} that cross themselves, at index {bad}: mend them, {what}.make_valid()")
     return given if crs is None else given.to_crs(crs.proj)
 
 
