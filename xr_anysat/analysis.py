@@ -365,7 +365,7 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     emb : DataArray, (D, y, x)
         What :func:`xr_anysat.embed` made.
     to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
-        A point, as two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the cube's
+        A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the cube's
         CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres lie in
         the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
 
@@ -449,15 +449,12 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
 
 def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
     """The vector (D,) float64 that cells are compared with, and what it is, in words."""
-    if isinstance(to, tuple | list) and len(to) == 2:
+    if isinstance(to, tuple) and len(to) == 2:
         to = extra("shapely", "similarity()").Point(to)
     if hasattr(to, "geom_type"):  # of shapely and of geopandas alike
-        return mean_at(emb, to, "similarity()"), str(to) if isinstance(
-            to.geom_type, str
-        ) else f"{len(to)} places"
-    vector = (
-        np.asarray(to, float) if isinstance(to, np.ndarray | xr.DataArray | tuple | list) else np.empty(0)
-    )
+        said = str(to) if isinstance(to.geom_type, str) else f"{len(to)} places"
+        return mean_at(emb, to, "similarity()"), said
+    vector = np.asarray(to, float) if isinstance(to, np.ndarray | xr.DataArray | list) else np.empty(0)
     if vector.shape != (emb.sizes["D"],) or not np.isfinite(vector).all() or not vector.any():
         raise OptionError(
             f"to={str(to)[:60]!r}: wanted a vector of {emb.sizes['D']} finite numbers that are not all 0, a point "

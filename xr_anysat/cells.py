@@ -364,7 +364,9 @@ def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
             if (here is None) != (there is None):
                 differs.append(f"{dim!r} coordinates of one only")
             elif here is not None and there is not None and not _same_places(here, there):
-                differs.append(f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other")
+                differs.append(
+                    f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other"
+                )
         if not differs and crs[0] != crs[1]:
             differs.append(f"CRS {_crs_name(crs[0])} here, {_crs_name(crs[1])} in the other")
     if differs:
