@@ -33,6 +33,14 @@ POSITIONAL = {
     "to_zarr": 2,
     "to_cog": 2,
     "preview": 0,
+    "reduce": 1,
+    "rgb": 0,
+    "similarity": 1,
+    "change": 1,
+    "cluster": 1,
+    "sample": 1,
+    "zonal": 1,
+    "classify": 2,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 

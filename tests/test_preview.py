@@ -194,7 +194,6 @@ def test_what_is_impossible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def emb() -> xr.DataArray:
-    pytest.importorskip("xr_anysat.analysis")
     cube = small_cube(height=40, width=40, dtype="float32", dates=3, gaps=0)
     cube[..., :4, :6] = np.nan
     return cube.anysat.embed(2, norm="pastis", patch_size=20, model="tiny", weights="random")

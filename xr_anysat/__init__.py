@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.accessor import register
+from xr_anysat.analysis import Clusters, Reducer, change, cluster, reduce, rgb, similarity
 from xr_anysat.cog import to_cog
 from xr_anysat.config import config
 from xr_anysat.cube import BANDS
@@ -27,9 +28,11 @@ from xr_anysat.errors import (
     WriteError,
 )
 from xr_anysat.export import open, to_zarr
+from xr_anysat.fewshot import classify
 from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
 from xr_anysat.notebook import register as register_display
+from xr_anysat.places import sample, zonal
 from xr_anysat.plan import Plan, plan
 from xr_anysat.preview import preview
 from xr_anysat.radiometry import Statistics, statistics
@@ -47,16 +50,21 @@ __all__ = [
     "AnySatError",
     "AnySatWarning",
     "CatalogError",
+    "Clusters",
     "CubeError",
     "CubeTypeError",
     "DeviceError",
     "OptionError",
     "Plan",
     "ReadError",
+    "Reducer",
     "Statistics",
     "StoreError",
     "WeightsError",
     "WriteError",
+    "change",
+    "classify",
+    "cluster",
     "config",
     "embed",
     "frames",
@@ -66,12 +74,17 @@ __all__ = [
     "plan",
     "pool",
     "preview",
+    "reduce",
+    "rgb",
+    "sample",
     "seam_score",
     "show_versions",
+    "similarity",
     "statistics",
     "to_cog",
     "to_zarr",
     "verify",
+    "zonal",
 ]
 
 register()

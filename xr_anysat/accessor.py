@@ -12,10 +12,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
+from xr_anysat.analysis import change, cluster, reduce, rgb, similarity
 from xr_anysat.cog import to_cog
 from xr_anysat.embedding import embed, pool
 from xr_anysat.export import to_zarr
+from xr_anysat.fewshot import classify
 from xr_anysat.frames import frames
+from xr_anysat.places import sample, zonal
 from xr_anysat.plan import plan
 from xr_anysat.preview import preview
 from xr_anysat.radiometry import statistics
@@ -42,7 +45,7 @@ class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`. On both: `preview`.
+    `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -57,6 +60,14 @@ class AnySatAccessor:
     to_cog = _method(to_cog)
     seam_score = _method(seam_score)
     preview = _method(preview)
+    reduce = _method(reduce)
+    rgb = _method(rgb)
+    similarity = _method(similarity)
+    change = _method(change)
+    cluster = _method(cluster)
+    sample = _method(sample)
+    zonal = _method(zonal)
+    classify = _method(classify)
 
 
 def register() -> None:

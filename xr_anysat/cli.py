@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 import xr_anysat
+from xr_anysat import probe as probe_of
 from xr_anysat.config import MODEL, option
 from xr_anysat.demo import run
 from xr_anysat.embedding import binary
@@ -57,6 +58,8 @@ weights_app = typer.Typer(
     help="The model's weights: fetch them, or say where they are.", no_args_is_help=True
 )
 app.add_typer(weights_app, name="weights")
+bench_app = typer.Typer(help="Measure what embeddings are worth.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 
 # ---------------------------------------------------------------------- options
@@ -143,6 +146,34 @@ DEMO: dict[str, Any] = {
     "seed": _option(int, run, "seed", "Of the scene.", None, metavar="N"),
 }
 """Options of a command that are arguments of the demo's `run`."""
+
+PROBE: dict[str, Any] = {
+    "cube": _option(
+        str, probe_of.run, "cube", "A Zarr store. Default: a made-up scene.", None, metavar="STORE"
+    ),
+    "labels": _option(
+        str, probe_of.run, "labels", "Points or polygons on it, of known class.", None, metavar="FILE"
+    ),
+    "column": _option(str, probe_of.run, "column", "Of the labels: the class.", None, metavar="NAME"),
+    "model": _option(str, probe_of.run, "model", "base, small or tiny.", None, metavar="NAME"),
+    "weights": _option(
+        str,
+        probe_of.run,
+        "weights",
+        "A checkpoint, or random. Default: the official ones.",
+        None,
+        metavar="PATH",
+    ),
+    "patch_size": _option(int, probe_of.run, "patch_size", "Side of a patch.", None, metavar="METRES"),
+    "tile": _option(int, probe_of.run, "tile", "Side of a window.", None, metavar="PIXELS"),
+    "frames": _option(int, probe_of.run, "frames", "Frames that the period is cut into.", None, metavar="N"),
+    "cells": _option(int, probe_of.run, "cells", "Cells of each class, at most.", None, metavar="N"),
+    "size": _option(
+        int, probe_of.run, "size", "Side of the made-up scene in pixels, even.", None, metavar="N"
+    ),
+    "seed": _option(int, probe_of.run, "seed", "Of the scene and the cells.", None, metavar="N"),
+}
+"""Options of a command that are arguments of the probe's `run`."""
 
 Codec = Annotated[
     str | None,
@@ -338,6 +369,21 @@ def info(**options: Any) -> None:
     lines = {"model": spec.size, "weights": source, "sha256": sha256, "file": file}
     for name, value in {**lines, "cache": weights_of.cache_dir(), "download": download}.items():
         print(f"{name:10}{value}")
+
+
+@bench_app.command()
+@_with_options(PROBE)
+def probe(
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Compare a linear probe on embeddings with one on plain frames, by blocked cross-validation."""
+    report = probe_of.run(**_given(options, PROBE))
+    if json is not None:
+        Path(json).write_text(report.to_json())
+    print(report)
 
 
 # ---------------------------------------------------------------------- steps

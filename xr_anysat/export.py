@@ -231,7 +231,7 @@ def open(
     emb.encoding = {k: v for k, v in stored.encoding.items() if k == "grid_mapping"}
     emb = emb.isel(y=slice(margin[0], None), x=slice(margin[1], None))
     if any(margin):
-        emb = _with_transform(emb, found["grid"].get("geotransform"))
+        emb = with_transform(emb, found["grid"].get("geotransform"))
     if codec is not None:
         emb.attrs["codec"] = codec
     texts = {k: c for k, c in emb.coords.items() if c.dtype.kind in "OT"}
@@ -290,7 +290,7 @@ def _storable(emb: xr.DataArray) -> xr.DataArray:
     own = [float(v) for v in str(emb["spatial_ref"].attrs.get(TRANSFORM, "nan")).split()]
     if np.shape(own) == (6,) and np.allclose(own, geobox.affine.to_gdal(), rtol=1e-9, atol=1e-9):
         return emb
-    return _with_transform(emb, geobox)  # selecting cells leaves the transform of the whole behind
+    return with_transform(emb, geobox)  # selecting cells leaves the transform of the whole behind
 
 
 def _blocks_of(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -369,10 +369,10 @@ def _with_margin(emb: xr.DataArray, margin: tuple[int, ...]) -> xr.DataArray:
         coords[dim] = xr.Variable(dim, values, own.attrs)
     out = xr.DataArray(data, coords, emb.dims, emb.name, emb.attrs)
     out.encoding = emb.encoding
-    return _with_transform(out, wider)
+    return with_transform(out, wider)
 
 
-def _with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.DataArray:
+def with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.DataArray:
     """The cube with another transform in its ``spatial_ref``, if there is one to have it."""
     from odc.geo.xr import xr_coords
 
@@ -403,7 +403,7 @@ def _identity(emb: xr.DataArray, layout: Layout) -> dict[str, Any]:
     coords = {k: list(c.dims) if c.dims else str(c.values) for k, c in others.items()}
     identity = {
         **asdict(layout), "dtype": str(emb.dtype),
-        "grid": grid, "coords": coords, "weights": _weights(emb.attrs), "attrs": _nested(emb.attrs),
+        "grid": grid, "coords": coords, "weights": weights_identity(emb.attrs), "attrs": _nested(emb.attrs),
     }  # fmt: skip
     out: dict[str, Any] = json.loads(json.dumps(identity, default=_plain))
     return out
@@ -415,7 +415,7 @@ def _crs_name(crs: Any) -> str | None:
     return f"EPSG:{code}" if code is not None else None if crs is None else str(crs)
 
 
-def _weights(attrs: dict[Any, Any]) -> str | None:
+def weights_identity(attrs: dict[Any, Any]) -> str | None:
     """What tells weights apart, wherever they lie: their hash, but for those that have none, or none yet."""
     source, sha256 = attrs.get("weights"), attrs.get("weights_sha256")
     if source == "official" or OFFICIAL.has(str(sha256)):
