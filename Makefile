@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test docs bench lint format clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: lint  ## Lint, types, and tests with coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
 
+docs: $(STAMP)  ## The documentation, into docs/_build; runs the notebooks
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
+
 bench: $(STAMP)  ## Ratios of speed and memory, into bench.json; beside upstream's with UPSTREAM=a checkout
 	$(BIN)/python benchmarks/bench.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)
 
@@ -44,5 +47,5 @@ format: $(STAMP)  ## Put the code in order
 	$(BIN)/ruff format .
 
 clean:  ## Remove all that make made
-	rm -rf $(VENV) demo bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) demo bench.json docs/_build docs/api docs/notebooks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,43 @@
+"""How sphinx builds the documentation: ``make docs``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sphinx_autosummary_accessors
+
+import xr_anysat  # the accessor, and the version
+
+HERE = Path(__file__).parent
+
+# sphinx takes pages from this folder alone: notebooks are copied into it, with links that hold there
+(HERE / "notebooks").mkdir(exist_ok=True)
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+    (HERE / "notebooks" / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
+
+project = "xr_anysat"
+release = version = xr_anysat.__version__
+copyright = "the authors of xr_anysat"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "sphinx_autosummary_accessors",
+]
+templates_path = ["_templates", sphinx_autosummary_accessors.templates_path]
+exclude_patterns = ["_build", "notebooks/.ipynb_checkpoints"]
+
+html_theme = "furo"
+html_title = "xr_anysat"
+
+myst_heading_anchors = 3
+# notebooks are kept without outputs: they are run where they have changed
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+
+autosummary_generate = True
+autodoc_typehints = "none"  # docstrings say it in words
+numpydoc_show_class_members = False
