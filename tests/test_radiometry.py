@@ -108,7 +108,7 @@ def test_impossible_statistics(mean: Any, std: Any, says: str) -> None:
     ["", "garbage", "[]", "5", "null", "{}", '{"mean": [1]}', '{"mean": 1, "std": 2, "x": 3}', None, b"\xff"],
 )
 def test_statistics_from_garbage(text: Any) -> None:
-    with pytest.raises(OptionError, match=r"holds no statistics .*: wanted what to_json\(\) wrote"):
+    with pytest.raises(OptionError, match=r"holds no Statistics .*: wanted what to_json\(\) wrote"):
         Statistics.from_json(text)
 
 

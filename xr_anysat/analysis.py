@@ -6,10 +6,9 @@ What is then said of each cell is lazy where the cube is.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -31,6 +30,7 @@ from xr_anysat.cells import (
 from xr_anysat.cube import check_embedding
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.places import mean_at
+from xr_anysat.stored import Stored
 
 PERCENTILES = (2.0, 98.0)
 """Of a component's scores in the sample: what becomes the least and the most of a colour."""
@@ -42,32 +42,12 @@ CHANNELS = ("red", "green", "blue", "alpha")
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """A model of numbers alone, as Statistics is: it compares, and is stored to the last digit."""
+class _Fitted(Stored):
+    """A model of numbers alone: it compares."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _plain(getattr(self, each.name)))
-
-    def to_json(self) -> str:
-        """The model as JSON; `from_json` reads it back to the last digit."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The model from what `to_json` wrote.
-
-        Raises
-        ------
-        OptionError
-            If `text` is something else.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise OptionError(
-                f"{str(text)[:80]!r} holds no {cls.__name__} ({error}): wanted what to_json() wrote"
-            ) from error
 
 
 def _plain(value: Any) -> Any:

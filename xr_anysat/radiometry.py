@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from xr_anysat.cube import BANDS
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.frames import RECHUNK, TASK_BYTES, Period, pieces
 from xr_anysat.frames import frames as make_frames
+from xr_anysat.stored import Stored
 
 DN_MAX = 10_000.0
 """Digital numbers are clipped to 0..10 000 (reflectance 0..1) before normalization."""
@@ -53,7 +53,7 @@ _SAME = {"reflectance": "unit_scale", "none": "raw"}
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Stored):
     """Mean and standard deviation of each band, in digital numbers.
 
     Attributes
@@ -93,26 +93,6 @@ class Statistics:
             object.__setattr__(self, name, values)
         if any(s < 0 for s in self.std):
             raise OptionError(f"std={self.std}: standard deviations cannot be negative")
-
-    def to_json(self) -> str:
-        """The statistics as JSON; `from_json` reads it back to the last digit."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Statistics:
-        """Statistics from what `to_json` wrote.
-
-        Raises
-        ------
-        OptionError
-            If `text` is something else.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise OptionError(
-                f"{str(text)[:80]!r} holds no statistics ({error}): wanted what to_json() wrote"
-            ) from error
 
     def array(self) -> np.ndarray:
         """(2, 10) float64: the means, then the standard deviations."""
