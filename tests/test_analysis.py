@@ -248,7 +248,8 @@ def counted(emb: xr.DataArray, chunk: int) -> tuple[xr.DataArray, list[tuple[int
 @pytest.mark.parametrize(
     ("call", "chunks"),
     [
-        (lambda e: e.anysat.sample(gpd.GeoSeries.from_xy([LEFT + 5, LEFT + 255], [TOP - 5] * 2, crs=CRS)), {(0, 0), (0, 2)}),
+        (lambda e: e.anysat.sample(gpd.GeoSeries.from_xy([LEFT + 5, LEFT + 255], [TOP - 5] * 2, crs=CRS)),
+         {(0, 0), (0, 2)}),
         (lambda e: e.anysat.zonal(gpd.GeoSeries([shapely.box(LEFT + 5, TOP - 95, LEFT + 95, TOP - 5)], crs=CRS)), None),
         (lambda e: e.anysat.similarity((LEFT + 155, TOP - 155)), {(1, 1)}),
         (lambda e: e.anysat.similarity(shapely.Point(LEFT + 155, TOP - 155)), {(1, 1)}),
@@ -663,7 +664,7 @@ def test_points_that_cannot_teach_are_counted(emb: xr.DataArray, points: gpd.Geo
                 {"cover": ["town", "town", None]}, geometry=[far, gap, more.geometry.iloc[0]], crs=CRS
             ),
         ]
-    )  # noqa: E501
+    )
     with pytest.warns(AnySatWarning, match=rf"3 of {len(more)} points are left out.*emb\.anysat\.sample"):
         got = emb.anysat.classify(more, "cover", block_m=80)
     assert got.attrs["points_left_out"] == 3
@@ -795,17 +796,17 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.similarity(np.zeros(24)), OptionError, "not all 0"),
         (lambda e: e.anysat.similarity("here"), OptionError, "to='here'"),
         (lambda e: e.anysat.similarity((0, 0)), OptionError, r"1 of 1 points lie outside.*\(600000, 4999670, 600410, "),
-        (lambda e: e.anysat.similarity((LEFT + 255, TOP - 65)), OptionError, "nothing was observed at 1 of 1 points"),
+        (lambda e: e.anysat.similarity((LEFT + 255, TOP - 65)), OptionError, "nothing was observed at 1 of 1"),
         (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[3]), OptionError, "nothing was observed in its 27 cells"),
-        (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[4]), OptionError, "no cell of the cube has its centre in it"),
+        (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[4]), OptionError, "no cell of the cube has its centre"),
         (lambda e: e.anysat.similarity(shapely.LineString([(0, 0), (1, 1)])), OptionError, "LineString among them"),
         (lambda e: e.anysat.sample([1]), OptionError, r"a list, wanted a GeoDataFrame.*points_from_xy"),
         (lambda e: e.anysat.sample(FIELDS), OptionError, r"Polygon among them, wanted Point alone; zonal\(\)"),
         (lambda e: e.anysat.zonal(POINT), OptionError, r"wanted Polygon or MultiPolygon alone; sample\(\)"),
         (lambda e: e.anysat.sample(POINT.set_crs(None, allow_override=True)), OptionError, r"set_crs\('EPSG:4326'\)"),
-        (lambda e: e.drop_vars(["spatial_ref"]).assign_coords(y=e.y.values, x=e.x.values).anysat.sample(POINT),
+        (lambda e: e.drop_vars("spatial_ref").assign_coords(y=e.y.values, x=e.x.values).anysat.sample(POINT),
          OptionError, r"a cube without a CRS.*emb\.odc\.assign_crs"),
-        (lambda e: e.anysat.sample(POINT.assign(emb_001=1, status=2)), OptionError, "'emb_001', 'status' already.*drop"),
+        (lambda e: e.anysat.sample(POINT.assign(emb_001=1, status=2)), OptionError, "'emb_001', 'status' already"),
         (lambda e: e.anysat.zonal(FIELDS.assign(cells=1)), OptionError, "polygons have columns 'cells' already"),
         (lambda e: e.anysat.zonal(gpd.GeoSeries([shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])], crs=CRS)),
          OptionError, r"cross themselves, at index \[0\].*make_valid\(\)"),
