@@ -612,6 +612,22 @@ def test_a_map_of_what_the_points_say(emb: xr.DataArray, points: gpd.GeoDataFram
     xr.testing.assert_identical(emb.anysat.classify(shuffled, "cover", method=method, block_m=80), made)
 
 
+def test_a_map_is_stored_with_its_classes_and_score(
+    emb: xr.DataArray, points: gpd.GeoDataFrame, tmp_path: Path
+) -> None:
+    made = emb.anysat.classify(points, "cover", block_m=80)
+    made.to_zarr(tmp_path / "map.zarr", consolidated=False)
+    made.to_netcdf(tmp_path / "map.nc")
+    for again in (
+        xr.open_zarr(tmp_path / "map.zarr", consolidated=False, decode_coords="all"),
+        xr.open_dataset(tmp_path / "map.nc", decode_coords="all"),
+    ):
+        xr.testing.assert_equal(again, made)
+        assert again.attrs["cv_accuracy"] == made.attrs["cv_accuracy"]
+        assert list(again["class"].attrs["class_names"]) == made["class"].attrs["class_names"]
+        again.close()
+
+
 def test_linear_is_scikit_learns(emb: xr.DataArray, points: gpd.GeoDataFrame) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -674,7 +690,7 @@ def test_points_that_cannot_teach_are_counted(emb: xr.DataArray, points: gpd.Geo
 def test_one_block_has_no_score(emb: xr.DataArray, points: gpd.GeoDataFrame) -> None:
     with pytest.warns(AnySatWarning, match=r"one square of 1e\+09 m.*smaller block_m="):
         made = emb.anysat.classify(points, "cover", block_m=1e9)
-    assert np.isnan(made.attrs["cv_accuracy"])
+    assert "cv_accuracy" not in made.attrs
     assert made["class"].max() == 4
 
 
