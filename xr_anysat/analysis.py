@@ -345,9 +345,9 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     emb : DataArray, (D, y, x)
         What :func:`xr_anysat.embed` made.
     to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
-        A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the cube's
-        CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres lie in
-        the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
+        A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the
+        cube's CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres
+        lie in the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from xr_anysat.frames import RECHUNK
 CELLS = 10_000
 """Cells that a fit looks at, at most: 60 MB of 768 channels in float64."""
 
-BATCH = 512
+BATCH = 1024
 """Cells a product of matrices."""
 
 ROWS = 64
@@ -234,7 +234,7 @@ def in_batches(
     out = np.empty((rows, count), dtype)
     for start in range(0, count, BATCH):
         parts = [part[:, start : start + BATCH] for part in values]
-        there = np.logical_and.reduce([observed(part) for part in parts])
+        there = np.logical_and.reduce([np.isfinite(part).all(0) for part in parts])
         n = there.size
         batch = []
         for part in parts:

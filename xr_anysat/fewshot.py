@@ -85,7 +85,7 @@ def classify(
 
         ``attrs``: ``method``, ``column``, ``points`` and ``points_left_out``; ``cv_accuracy``, the share of points
         that were predicted right, ``cv_f1_macro``, the mean of the classes' F1 scores, ``cv_accuracy_folds``, one a
-        fold, and ``cv_block_m``. The scores are NaN, with a warning, if all points lie in one square.
+        fold, and ``cv_block_m``. If all points lie in one square there are no scores, and a warning says so.
 
     Raises
     ------
@@ -163,11 +163,14 @@ def classify(
         "column": column,
         "points": len(taught.codes),
         "points_left_out": left_out,
-        "cv_accuracy": float("nan") if score is None else score.accuracy,
-        "cv_f1_macro": float("nan") if score is None else score.f1_macro,
-        "cv_accuracy_folds": [] if score is None else list(score.folds),
         "cv_block_m": side,
     }
+    if score is not None:
+        out.attrs |= {
+            "cv_accuracy": score.accuracy,
+            "cv_f1_macro": score.f1_macro,
+            "cv_accuracy_folds": list(score.folds),
+        }
     return out
 
 

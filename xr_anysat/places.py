@@ -183,8 +183,8 @@ def grid(emb: xr.DataArray, call: str) -> GeoBox:
     geobox = grid_of(emb)
     if geobox is None:
         raise CubeError(
-            f"{call}: coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells, and no transform in 'spatial_ref', do not "
-            "tell how large cells are: crop more of the cube, or copy it from the embedding this one was made of, "
+            f"{call}: coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells, and no transform in 'spatial_ref', do "
+            "not tell how large cells are: crop more of the cube, or copy it from the embedding this one was made of, "
             "emb.assign_coords(spatial_ref=embedding.spatial_ref)"
         )
     return geobox

@@ -1,8 +1,8 @@
-"""A linear probe on embeddings and on the frames they were made of: is the embedding worth its while?
+"""A linear probe on embeddings, and on the frames they were made of: what the pipeline is worth.
 
 Both get the same cells, the same classes and the same folds, which are apart on the ground
-(:func:`xr_anysat.classify` tells why). Run it by ``python -m xr_anysat bench probe``. With random weights it shows that
-the machinery works, and nothing learned.
+(:func:`xr_anysat.classify` tells why). Run it by ``python -m xr_anysat bench probe``. With random weights it shows
+that the machinery works, and nothing learned.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def run(
     Parameters
     ----------
     cube : str, optional
-        A Zarr store of a Sentinel-2 cube. Default: a made-up scene, whose land cover is known.
+        A Zarr store of a Sentinel-2 cube, whose frames fit into memory. Default: a made-up scene, whose land cover is
+        known.
     labels, column : str, optional
         Of one's own cube: a file of points or polygons, and its column of classes.
     model, weights, patch_size, tile, frames
@@ -144,11 +145,10 @@ def run(
         emb = composed.anysat.embed(
             frames=None, norm=NORM, patch_size=patch_size, tile=tile, model=model, weights=weights
         )
-        if isinstance(truth, xr.DataArray):
-            labelled = _majority(emb, truth)
-        else:
-            labelled = _cells_of(emb, truth, str(column))
-        rows, settings = compare(emb, composed, _some(labelled, cells, seed))
+        known = (
+            _majority(emb, truth) if isinstance(truth, xr.DataArray) else _cells_of(emb, truth, str(column))
+        )
+        rows, settings = compare(emb, composed, _some(known, cells, seed))
     source = emb.attrs["weights"]
     return Report(
         rows,
@@ -200,7 +200,7 @@ def compare(
     if len(np.unique(blocks)) < 2:
         raise CubeError(f"all cells lie in one square of {side:g} m: take a larger area")
     mean, deviation = _moments(frames, x, y, float(emb.attrs["patch_size_m"]))
-    rows = []
+    rows, folds = [], 0
     for name, features in (
         ("embedding", values.astype(np.float64)),
         ("frames, mean of the cell", mean),
@@ -208,10 +208,10 @@ def compare(
     ):
         score = cross_validate(partial(fitted, method="linear"), features, codes, blocks)
         assert score is not None  # there are two blocks
-        spread = float(np.std(score.folds))
+        folds, spread = len(score.folds), float(np.std(score.folds))
         rows.append(Row(name, features.shape[1], score.accuracy, spread, score.f1_macro))
     return tuple(rows), {
-        "cells": len(codes), "classes": len(names), "folds": len(score.folds), "block_m": side,
+        "cells": len(codes), "classes": len(names), "folds": folds, "block_m": side,
     }  # fmt: skip
 
 
