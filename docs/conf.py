@@ -35,6 +35,7 @@ html_title = "xr_anysat"
 myst_heading_anchors = 3
 # notebooks are kept without outputs: they are run where they have changed
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 
