@@ -419,24 +419,5 @@ def test_a_stuck_name_lookup_is_not_waited_for(monkeypatch):
     assert time.monotonic() - began < 1
 
 
-# --- the picture --------------------------------------------------------------------------------
-
-
-def test_pca_rgb():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(12, 5, 6)) * np.arange(12, 0, -1)[:, None, None]
-    values[:, 0, 0] = np.nan
-    rgb = demo.pca_rgb(xr.DataArray(values, dims=("D", "y", "x")))
-    assert rgb.shape == (5, 6, 3)
-    assert np.isnan(rgb[0, 0]).all()
-    rest = rgb.reshape(-1, 3)[1:]
-    assert rest.min() == 0
-    assert rest.max() == 1
-    # the components do not depend on the order of the channels, nor on an offset
-    again = demo.pca_rgb(xr.DataArray(values[::-1] + 5, dims=("D", "y", "x")))
-    np.testing.assert_allclose(again, rgb, atol=1e-9)
-    assert np.isnan(demo.pca_rgb(xr.full_like(xr.DataArray(values, dims=("D", "y", "x")), np.nan))).all()
-
-
 def test_peak_memory():
     assert 10e6 < demo.peak_memory() < 1e12

@@ -445,12 +445,11 @@ def test_no_torch_is_imported() -> None:
 
 
 def test_options_are_those_of_embed() -> None:
-    parameters = inspect.signature(xr_anysat.plan).parameters
-    own = {k: parameters[k].default for k in parameters if k in ("calibrate", "codec")}
-    assert own == {"calibrate": False, "codec": None}
-    assert {k: v for k, v in parameters.items() if k not in own} == dict(
-        inspect.signature(xr_anysat.embed).parameters
-    )
+    cube, *parameters = inspect.signature(xr_anysat.plan).parameters.values()
+    of_embed = list(inspect.signature(xr_anysat.embed).parameters.values())
+    assert cube == of_embed[0].replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+    assert parameters[:-2] == of_embed[1:]
+    assert {p.name: p.default for p in parameters[-2:]} == {"calibrate": False, "codec": None}
     cube = small_cube()
     with pytest.raises(TypeError, match="unexpected keyword argument 'peroid'"):
         cube.anysat.plan(2, peroid="2022")

@@ -53,7 +53,7 @@ class AnySatAccessor:
 
     frames = _method(frames)
     statistics = _method(statistics)
-    plan = _method(plan)  # type: ignore[arg-type]  # mypy minds that its **options might hold a cube
+    plan = _method(plan)
     embed = _method(embed)
     pool = _method(pool)
     to_zarr = _method(to_zarr)

@@ -19,18 +19,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from xr_anysat.config import option
 from xr_anysat.errors import AnySatError
 from xr_anysat.model import weights
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MEANINGLESS = "RANDOM WEIGHTS: SUCH EMBEDDINGS CARRY NO LEARNED MEANING"
 
@@ -71,7 +67,7 @@ class Weights:
 
 def check_dependencies() -> None:
     """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
-    modules = ("matplotlib", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
+    modules = ("matplotlib", "sklearn", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if find_rustac() is None:
         missing.append("rustac")
@@ -331,37 +327,6 @@ def read_landcover(path: Path) -> xr.DataArray:
     return landcover
 
 
-def pca_rgb(embedding: xr.DataArray) -> npt.NDArray[np.float64]:
-    """First three principal components as colours.
-
-    Parameters
-    ----------
-    embedding : xarray.DataArray
-        (D, y, x); cells that are NaN are left out.
-
-    Returns
-    -------
-    numpy.ndarray
-        (y, x, 3) in 0..1, stretched from the 2nd to the 98th percentile; NaN where there is no
-        embedding.
-    """
-    values = embedding.transpose("y", "x", ...).values
-    known = np.isfinite(values).all(-1)
-    rgb = np.full((*known.shape, 3), np.nan)
-    cells: Any = values[known]
-    if len(cells) < 4:
-        return rgb
-    cells -= cells.mean(0)
-    # The small side of the singular value decomposition: D × D, whatever the number of cells
-    axes = np.linalg.svd(cells.T @ cells)[0][:, :3]
-    # The sign is free: let the largest weight be positive, so that the same data look the same
-    axes *= np.sign(axes[np.abs(axes).argmax(0), range(3)])
-    parts = cells @ axes
-    low, high = np.percentile(parts, (2, 98), axis=0)
-    rgb[known] = np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return rgb
-
-
 def draw(
     path: Path,
     frames: xr.DataArray,
@@ -370,7 +335,7 @@ def draw(
     title: str,
     warning: str = "",
 ) -> None:
-    """Draw frames, embedding and land cover into a PNG.
+    """Draw frames, embedding and land cover into a PNG, as :func:`xr_anysat.preview` does.
 
     Parameters
     ----------
@@ -385,98 +350,37 @@ def draw(
     title, warning : str
         What to write above.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import to_rgb
+    from matplotlib.colors import to_rgba_array
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Patch
 
+    from xr_anysat.preview import INK, VERMILION, WIDTH, draw_map, draw_thumbnails, map_colors
     from xr_anysat.scene import CLASS_COLORS, CLASSES
+    from xr_anysat.timeline import timeline
 
-    grey = (0.72, 0.72, 0.72)
-    n = frames.sizes["time"]
-    figure = Figure(figsize=(13, 8.6), facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.text(0.03, 0.965, title, fontsize=13, weight="bold", va="center")
-    figure.text(0.03, 0.932, warning, fontsize=10.5, weight="bold", color="#b3261e", va="center")
+    layout = ConstrainedLayoutEngine(h_pad=0.06)
+    figure = Figure(figsize=(WIDTH, 5.2), layout=layout, facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, weight="bold", color=INK)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.6, 3.4), squeeze=False)[:, 0]
+    above.suptitle(warning, x=0.01, ha="left", fontsize=7.5, weight="bold", color=VERMILION)
+    words = draw_thumbnails(above, frames, timeline(frames), frames.sizes["time"])
+    above.supxlabel("; ".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
 
-    figure.text(0.03, 0.893, "Frames in true colour", fontsize=10.5)
-    top = figure.add_gridspec(1, n, left=0.03, right=0.985, top=0.815, bottom=0.66, wspace=0.06)
-    for i in range(n):
-        frame = frames.isel(time=i)
-        axes = figure.add_subplot(top[i])
-        color = frame.sel(band=["B4", "B3", "B2"]).transpose("y", "x", "band").values / 2200
-        show(axes, frame, np.clip(color, 0, 1) ** 0.75, grey)
-        axes.set(xticks=[], yticks=[])
-        when = f"{frame.time.dt.day.item()} {frame.time.dt.strftime('%b').item()}"
-        valid = np.isfinite(color).all(-1).mean()
-        axes.set_title(
-            f"{when}\nDOY {int(frame.doy)}, {int(frame.n_obs)} obs.\n{valid:.0%} valid", fontsize=8.5
-        )
-
-    below = figure.add_gridspec(1, 2, left=0.065, right=0.855, top=0.605, bottom=0.065, wspace=0.12)
-    axes = figure.add_subplot(below[0])
-    show(axes, embedding, pca_rgb(embedding), grey)
-    label(axes, embedding, f"Embedding: {embedding.shape[0]} channels as 3 principal components")
-    axes = figure.add_subplot(below[1])
-    palette = np.array([grey, *(to_rgb(CLASS_COLORS[code]) for code in CLASSES)])
-    show(axes, landcover, palette[landcover.values], grey)
-    label(axes, landcover, "True land cover")
-    axes.set_ylabel("")
-    axes.tick_params(labelleft=False)
+    left, right = below.subplots(1, 2)
+    colors, _ = map_colors(embedding)
+    draw_map(left, colors, embedding)
+    name = f"Embedding: {embedding.sizes['D']} channels as 3 principal components"
+    left.set_title(name, loc="left", fontsize=7.5, color=INK)
+    palette = to_rgba_array(["none", *(CLASS_COLORS[code] for code in CLASSES)])
+    draw_map(right, palette[landcover.values], landcover)
+    right.set_title("True land cover", loc="left", fontsize=7.5, color=INK)
+    right.set_ylabel("")
+    right.tick_params(labelleft=False)
     present = np.unique(landcover)
     legend = [
         Patch(color=CLASS_COLORS[code], label=name) for code, name in CLASSES.items() if code in present
     ]
-    axes.legend(
-        handles=[*legend, Patch(color=grey, label="no data")],
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.01),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.savefig(path, dpi=150)
-
-
-def show(axes: Axes, where: xr.DataArray, rgb: npt.NDArray[Any], missing: tuple[float, float, float]) -> None:
-    """Show an image (y, x, 3) at its place in kilometres, `missing` where it is NaN."""
-    known = np.isfinite(rgb).all(-1, keepdims=True)
-    left, bottom, right, top = (v / 1000 for v in where.rio.bounds())
-    axes.imshow(np.where(known, rgb, missing), extent=(left, right, bottom, top), interpolation="nearest")
-
-
-def label(axes: Axes, where: xr.DataArray, title: str) -> None:
-    """Name a map, its coordinates and its scale."""
-    from matplotlib.patheffects import withStroke
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, fontsize=10.5, loc="left")
-    axes.set_xlabel(f"Easting in km ({where.rio.crs})", fontsize=9)
-    axes.set_ylabel("Northing in km", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.ticklabel_format(useOffset=False)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5))
-    left, bottom, right, top = (v / 1000 for v in where.rio.bounds())
-    # A fifth of the width, rounded down to 1, 2 or 5 times a power of ten
-    rough = (right - left) / 5
-    power = 10.0 ** np.floor(np.log10(rough))
-    length = max(f * power for f in (1, 2, 5) if f * power <= rough)
-    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
-    halo = [withStroke(linewidth=3, foreground="white")]
-    axes.plot(
-        [x, x + length],
-        [y, y],
-        color="black",
-        lw=3,
-        solid_capstyle="butt",
-        path_effects=[withStroke(linewidth=6, foreground="white")],
-    )
-    axes.text(
-        x + length / 2,
-        y + 0.015 * (top - bottom),
-        f"{length * 1000:.0f} m",
-        ha="center",
-        va="bottom",
-        fontsize=8.5,
-        path_effects=halo,
-    )
+    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
+    right.legend(handles=legend, frameon=False, fontsize=7, **place)
+    figure.savefig(path, dpi=240)

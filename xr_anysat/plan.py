@@ -239,6 +239,7 @@ class Plan:
 
 def plan(
     cube: xr.DataArray | xr.Dataset,
+    /,
     *args: Any,
     calibrate: bool = False,
     codec: str | None = None,
@@ -362,9 +363,15 @@ def plan(
     return replace(found, seconds=seconds, pixels_per_second=math.prod(found.pixels) / seconds, timed=timed)
 
 
-_embed, _own = inspect.signature(embed), inspect.signature(plan)
+_cube, *_options = inspect.signature(embed).parameters.values()
+_own = inspect.signature(plan)
 plan.__signature__ = _own.replace(  # type: ignore[attr-defined]
-    parameters=[*_embed.parameters.values(), _own.parameters["calibrate"], _own.parameters["codec"]]
+    parameters=[
+        _cube.replace(kind=inspect.Parameter.POSITIONAL_ONLY),
+        *_options,
+        _own.parameters["calibrate"],
+        _own.parameters["codec"],
+    ]
 )
 
 

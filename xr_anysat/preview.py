@@ -19,7 +19,7 @@ from xr_anysat.timeline import ALONG_TIME, LABELLED, OUTSIDE, USED, Timeline, in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 Extent = tuple[float, float, float, float]
 """Left, right, bottom and top."""
@@ -227,25 +227,38 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    valid = frames.notnull().all("band").mean(("y", "x"))
-    rgb, valid = compute(every(frames.sel(band=TRUE_COLOR), THUMBNAIL), valid)  # each chunk is read once
-    colors, stretch = true_color(rgb.values)
-
-    n, calendar = len(colors), timeline(frames)
+    n, calendar = frames.sizes["time"], timeline(frames)
     columns = min(n, 4 if n <= 8 else 6 if n <= 24 else 8)
     rows = -(-n // columns)
     side = min(WIDTH / columns, 2.6)
-    height = side * min(2.0, max(0.3, rgb.sizes["y"] / rgb.sizes["x"]))
+    height = side * min(2.0, max(0.3, frames.sizes["y"] / frames.sizes["x"]))
     tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.lanes))
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=layout, facecolor="white")
     above, below = figure.subfigures(2, 1, height_ratios=tall, squeeze=False)[:, 0]
-    words = [stretch, part, "" if colors[..., 3].all() else "hatched: not observed"]
-    figure.suptitle("; ".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
+    stretch, hatched = draw_thumbnails(above, frames, calendar, columns)
+    words = "; ".join(w for w in (stretch, part, hatched) if w)
+    figure.suptitle(words, x=0.01, ha="left", fontsize=7.5, color=INK)
+    _draw_calendar(below.add_subplot(label="calendar"), calendar, frames)
+    return figure
 
-    grid = above.add_gridspec(rows, columns)
+
+def draw_thumbnails(
+    figure: FigureBase, frames: xr.DataArray, calendar: Timeline, columns: int
+) -> tuple[str, str]:
+    """Draw frames in true colour, so many in a row, each with its date, day, acquisitions and valid share.
+
+    Returns
+    -------
+    tuple of str
+        The stretch in words, and what hatches mean, if there are any.
+    """
+    valid = frames.notnull().all("band").mean(("y", "x"))
+    rgb, valid = compute(every(frames.sel(band=TRUE_COLOR), THUMBNAIL), valid)  # each chunk is read once
+    colors, stretch = true_color(rgb.values)
+    grid = figure.add_gridspec(-(-len(colors) // columns), columns)
     for i, image in enumerate(colors):
-        axes = above.add_subplot(grid[i // columns, i % columns], label=f"frame {i}")
+        axes = figure.add_subplot(grid[i // columns, i % columns], label=f"frame {i}")
         _show(axes, image)
         frame = frames.isel(time=i)
         axes.set(xticks=[], yticks=[])
@@ -253,8 +266,7 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
         words = [f"{pd.Timestamp(frame['time'].item()):%Y-%m-%d}", f"DOY {frame['doy'].item()}{of}"]
         words.append(f"{percent(valid[i].item())} valid")
         axes.set_title("\n".join(words), fontsize=6.5, linespacing=1.25, color=INK, pad=3)
-    _draw_calendar(below.add_subplot(label="calendar"), calendar, frames)
-    return figure
+    return stretch, "" if colors[..., 3].all() else "hatched: not observed"
 
 
 def percent(share: float) -> str:
@@ -336,15 +348,28 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
     emb, part = _middle(emb, size, "cells")
     if emb.chunks is not None and emb.nbytes <= KEPT_BYTES:
         emb = emb.compute()
-    image, caption = _colors(emb, model)
+    image, caption = map_colors(emb, model)
 
-    extent, labels, metric = _extent(emb)
+    extent, *_ = _extent(emb)
     ratio = abs((extent[3] - extent[2]) / (extent[1] - extent[0]))
     side = min(5.0, 6.0 / ratio)
     figure = Figure(
         figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained", facecolor="white"
     )
-    axes = figure.add_subplot(label="embedding")
+    draw_map(figure.add_subplot(label="embedding"), image, emb)
+    words = [
+        f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels{part and ', ' + part}",
+        caption,
+    ]
+    if str(emb.attrs.get("weights", "")).startswith("random"):
+        words.append("Random weights: these colours mean nothing learned")
+    figure.suptitle("\n".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
+    return figure
+
+
+def draw_map(axes: Axes, image: np.ndarray, where: xr.DataArray) -> None:
+    """Draw an image (y, x, 4) at the place of a cube, with its coordinates and a scale bar."""
+    extent, labels, metric = _extent(where)
     _show(axes, image, extent=extent)
     axes.set_xlabel(labels[0], fontsize=7.5, color=INK)
     axes.set_ylabel(labels[1], fontsize=7.5, color=INK)
@@ -356,17 +381,9 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
         text.set_verticalalignment("center")
     if metric:
         _scale_bar(axes, extent)
-    words = [
-        f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels{part and ', ' + part}",
-        caption,
-    ]
-    if str(emb.attrs.get("weights", "")).startswith("random"):
-        words.append("Random weights: these colours mean nothing learned")
-    figure.suptitle("\n".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
-    return figure
 
 
-def _colors(emb: xr.DataArray, model: Any) -> tuple[np.ndarray, str]:
+def map_colors(emb: xr.DataArray, model: Any = None) -> tuple[np.ndarray, str]:
     """The cells as colours (y, x, 4) uint8, transparent where there is no embedding, and what they are, in words."""
     from xr_anysat.analysis import rgb
 

@@ -8,13 +8,12 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 from xr_anysat.config import DEFAULTS, config
 from xr_anysat.embedding import binary, physical_memory
 from xr_anysat.errors import OptionError
-from xr_anysat.model.weights import OFFICIAL, SAFE, cache_dir, resolve_device
+from xr_anysat.model.weights import SAFE, cache_dir, find_official, resolve_device
 
 FOR_DEVELOPERS = ("test", "docs")
 """Extras whose packages take no part in anything that users do."""
@@ -100,12 +99,7 @@ def _options() -> Iterator[str]:
 
 def _weights() -> Iterator[str]:
     """Where the official checkpoint is, if it is here: neither fetched nor hashed."""
-    from huggingface_hub import try_to_load_from_cache
-
     folder = cache_dir()
-    placed = folder / Path(OFFICIAL.filename).name
-    cached = try_to_load_from_cache(OFFICIAL.repo, OFFICIAL.filename)
-    found = placed if placed.exists() else cached if isinstance(cached, str) else "not on this machine"
-    yield f"official checkpoint: {found}"
+    yield f"official checkpoint: {find_official() or 'not on this machine'}"
     kept = sorted(path.stem[:12] for path in folder.glob(f"*{SAFE}"))
     yield f"converted weights in {folder}: {', '.join(kept) or 'none'}"

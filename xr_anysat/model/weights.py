@@ -273,11 +273,31 @@ def file_sha256(path: Path) -> str:
     return _hashes[key]
 
 
+def find_official() -> Path | None:
+    """Find what should be the official checkpoint on this machine: it is neither opened nor hashed.
+
+    It is looked for as ``AnySat.pth`` in the cache folder (placed there by hand), then in the cache of
+    huggingface_hub.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    placed = _place_by_hand()
+    if placed.exists():
+        return placed
+    cached = try_to_load_from_cache(OFFICIAL.repo, OFFICIAL.filename)
+    # else None, or a mark that says that the repository has no such file
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _place_by_hand() -> Path:
+    """Where the official checkpoint can be put by hand."""
+    return cache_dir() / Path(OFFICIAL.filename).name
+
+
 def official_path(download: bool = True) -> Path | None:
     """Find the official checkpoint on this machine, and check its size and sha256.
 
-    It is looked for, in this order, as ``AnySat.pth`` in the cache folder (placed there by hand), in
-    the cache of huggingface_hub, and, if `download`, on the hub.
+    It is looked for by :func:`find_official`, and then, if `download`, on the hub.
 
     Parameters
     ----------
@@ -294,24 +314,19 @@ def official_path(download: bool = True) -> Path | None:
     WeightsError
         If the file is not the official one, or cannot be downloaded: the message says where to put it.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    placed = cache_dir() / Path(OFFICIAL.filename).name
-    if placed.exists():
-        return _check_official(placed)
-    cached = try_to_load_from_cache(OFFICIAL.repo, OFFICIAL.filename)
-    if isinstance(cached, str):  # else None, or a mark that says that the repository has no such file
-        return _check_official(Path(cached))
-    return _check_official(_download(placed)) if download else None
+    path = find_official()
+    if path is None and download:
+        path = _download()
+    return None if path is None else _check_official(path)
 
 
-def _download(by_hand: Path) -> Path:
+def _download() -> Path:
     """Download the official checkpoint to the cache of huggingface_hub."""
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     remedy = (
         f"Download {hf_hub_url(OFFICIAL.repo, OFFICIAL.filename)} where that is possible and put it at "
-        f"{str(by_hand)!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH). {TO_WORKERS}"
+        f"{str(_place_by_hand())!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH). {TO_WORKERS}"
     )
     if offline():
         raise WeightsError(
