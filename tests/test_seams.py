@@ -299,8 +299,14 @@ def measured(frames: xr.DataArray, **options: Any) -> xr.Dataset:
     return seams
 
 
-def test_local_has_no_seams_and_patch_has(frames: xr.DataArray) -> None:
-    assert measured(frames, output="local", tile=16)["score"].item() == pytest.approx(1, abs=0.1)
+@pytest.mark.parametrize(("patch_size", "tile"), [(10, 8), (20, 16), (40, 32)])
+def test_local_has_no_seams(frames: xr.DataArray, patch_size: int, tile: int) -> None:
+    """Pixels' tokens step where patches meet, and no more where windows do."""
+    seams = measured(frames, output="local", patch_size=patch_size, tile=tile)
+    assert seams["score"].item() == pytest.approx(1, abs=0.1)
+
+
+def test_patch_has_seams(frames: xr.DataArray) -> None:
     assert measured(frames, output="patch")["score"] > 2
 
 

@@ -33,7 +33,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     with rows and columns together: 1 if windows leave nothing, more if they show. Cells that are NaN take no part.
 
     Like is compared with like. Six of the ten bands have pixels of 20 m, so whatever is seen through them steps more
-    at every other edge, and the tokens of patches in ``dense`` step where patches meet. Where all borders are
+    at every other edge, and pixels' tokens in ``dense`` and ``local`` step where patches meet. Where all borders are
     such edges, as with an even `tile`, only such edges count as inside.
 
     With `overlap` the change from window to window is spread over what they share, and that lies inside. A score below
@@ -98,7 +98,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     cell = patch if output == "patch" else 1
     phases = np.arange(0, stride, cell)
     border = np.isin(phases, (0, tile % stride))
-    units = [n for n in (COARSE, patch if output == "dense" else 1) if tile % n == stride % n == 0]
+    units = [n for n in (COARSE, 1 if output == "patch" else patch) if tile % n == stride % n == 0]
     inside = (phases % math.lcm(*units) == 0) & ~border
     if not inside.any():
         raise CubeError(
