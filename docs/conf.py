@@ -27,7 +27,7 @@ extensions = [
     "sphinx_autosummary_accessors",
 ]
 templates_path = ["_templates", sphinx_autosummary_accessors.templates_path]
-exclude_patterns = ["_build", "notebooks/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "jupyter_execute", "notebooks/.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = "xr_anysat"

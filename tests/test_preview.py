@@ -161,9 +161,9 @@ def test_many_dates_are_rows_and_too_many_are_refused() -> None:
 
 
 def test_no_state_is_left_in_pyplot() -> None:
-    mine = plt.figure()
+    others, mine = plt.get_fignums(), plt.figure()
     figure = placed().anysat.preview()
-    assert plt.get_fignums() == [mine.number]
+    assert plt.get_fignums() == [*others, mine.number]
     assert plt.gcf() is mine
     plt.close(mine)
     figure.draw_without_rendering()
