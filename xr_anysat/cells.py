@@ -18,7 +18,7 @@ import xarray as xr
 
 from xr_anysat.cube import grid_of
 from xr_anysat.errors import AnySatError, CubeError, OptionError
-from xr_anysat.export import weights_identity, with_transform
+from xr_anysat.export import plain, weights_identity, with_transform
 from xr_anysat.frames import RECHUNK
 
 CELLS = 10_000
@@ -279,11 +279,6 @@ def result(
     out.attrs = {**attrs, "embedding": json.dumps(emb.attrs, default=plain)}
     out.encoding = {k: v for k, v in emb.encoding.items() if k == "grid_mapping"}
     return out
-
-
-def plain(value: Any) -> Any:
-    """An attribute that JSON has no word for, of NumPy or else."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 # ---------------------------------------------------------------------- what made them

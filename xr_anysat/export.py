@@ -405,7 +405,7 @@ def _identity(emb: xr.DataArray, layout: Layout) -> dict[str, Any]:
         **asdict(layout), "dtype": str(emb.dtype),
         "grid": grid, "coords": coords, "weights": weights_identity(emb.attrs), "attrs": _nested(emb.attrs),
     }  # fmt: skip
-    out: dict[str, Any] = json.loads(json.dumps(identity, default=_plain))
+    out: dict[str, Any] = json.loads(json.dumps(identity, default=plain))
     return out
 
 
@@ -435,7 +435,7 @@ def _nested(attrs: dict[Any, Any]) -> dict[str, Any]:
     return nested
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy's numbers and arrays, and whatever else attrs hold, for JSON."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 

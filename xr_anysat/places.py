@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cells import extra, observed, plain
+from xr_anysat.cells import extra, observed
 from xr_anysat.cube import check_embedding, grid_of
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.export import plain
 from xr_anysat.frames import RECHUNK
 
 if TYPE_CHECKING:
