@@ -9,9 +9,10 @@ read, and nearly nothing in it was observed: a window without observations skips
 cells are as large as any. Chunks of whole blocks need no band of the area in memory; others do.
 
 Speed is the ratio of pixels a second with two workers to those with one, on windows that were all observed; the
-runs alternate. It is told twice: with dask as it comes, and with dask watching its processes once a second in place
-of fifty and a hundred times (docs/clusters.md), which matters where, as here, the workers fill all cores and
-scheduler, client and nannies have none of their own.
+runs alternate. It is told thrice: of an area into a store, with dask as it comes; with dask watching its processes
+once a second in place of fifty and a hundred times (docs/clusters.md), which matters where, as here, the workers
+fill all cores and scheduler, client and nannies have none of their own; and of the model alone in the same
+processes, which tells what the cores share.
 """
 
 from __future__ import annotations
@@ -28,25 +29,28 @@ from typing import Any
 
 import dask
 import numpy as np
+import torch
 import xarray as xr
 from areas import DATES, area
 from distributed import Client, LocalCluster
 from measure import Row, forget, fresh, main, peak
 
 import xr_anysat  # noqa: F401
+from xr_anysat.engine import the_model
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
-SIDE = {"base": 1152, "tiny": 2016}  # 16 blocks of full size
+SIDE = {"base": 1152, "tiny": 2016}  # 64 blocks of full size
 LAYOUTS = {
     model: {
-        "two blocks a side": (1, 10, side // 2, side // 2),
+        "four blocks a side": (1, 10, side // 2, side // 2),
         "tiles of 1024": (1, 10, 1024, 1024),
         "strips of 256 rows": (1, 10, 256, -1),
     }
     for model, side in SIDE.items()
 }
 NORMS = ("pastis", "per_tile_zscore")
-WINDOW = 24
+WINDOW, FRAMES = 24, 8
+SECONDS = 10  # of the model alone
 UNWATCHED = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
@@ -67,7 +71,7 @@ def observations(block_info: Any, share: int) -> np.ndarray:
 def store(cube: xr.DataArray, model: str, norm: str) -> None:
     """Embed an area into a store that goes away again."""
     with tempfile.TemporaryDirectory() as folder:
-        cube.anysat.embed(8, norm=norm, model=model, **WHERE).anysat.to_zarr(f"{folder}/area.zarr")
+        cube.anysat.embed(FRAMES, norm=norm, model=model, **WHERE).anysat.to_zarr(f"{folder}/area.zarr")
 
 
 def ready(model: str) -> int | None:
@@ -108,6 +112,17 @@ def on_threads(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tup
     return before, peak()
 
 
+def alone(model: str) -> float:
+    """Pixels a second of the model alone, in this process."""
+    window, days, forwards = torch.randn(1, FRAMES, 10, WINDOW, WINDOW), torch.arange(FRAMES) * 40, 0
+    with the_model(encoder_spec(model, WHERE["weights"], WHERE["device"])) as encoder:
+        start = time.perf_counter()
+        while (seconds := time.perf_counter() - start) < SECONDS:
+            encoder.encode(window, days, side=1)
+            forwards += 1
+    return forwards * WINDOW**2 / seconds
+
+
 def memory(options: argparse.Namespace) -> Iterator[Row]:
     """Peak of resident memory of a process, MiB, and what of that is above the model."""
     if peak() is None:
@@ -129,23 +144,27 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
 
 def speed(options: argparse.Namespace) -> Iterator[Row]:
     """What a second worker gains: pixels a second of workers of one thread."""
-    model, side = options.model, {"base": 192, "tiny": 480}[options.model] // (2 if options.quick else 1)
+    model, side = options.model, {"base": 240, "tiny": 480}[options.model] // (2 if options.quick else 1)
     dasks: dict[str, dict[str, Any]] = {"as it comes": {}, "unwatched": UNWATCHED}
-    seconds: dict[tuple[str, int], list[float]] = {(name, count): [] for name in dasks for count in (1, 2)}
+    rates: dict[tuple[str, int], list[float]] = {
+        (by, count): [] for by in (*dasks, "model alone") for count in (1, 2)
+    }
     for _ in range(1 if options.quick else 3):
-        for (name, count), times in seconds.items():
+        for name, count in ((name, count) for name in dasks for count in (1, 2)):
             # one cluster at a time, for an idle one takes from the same cores
             with dask.config.set(dasks[name]), workers(count) as client, client.as_current():
                 client.run(ready, model)
                 store(area(WINDOW * 4, (DATES, 10, WINDOW, WINDOW), observations, share=1), model, "pastis")
                 start = time.perf_counter()
                 store(area(side, (DATES, 10, WINDOW, side), observations, share=1), model, "pastis")
-                times.append(time.perf_counter() - start)
-    for (name, count), times in seconds.items():
-        middle = statistics.median(times)
+                rates[name, count].append(side**2 / (time.perf_counter() - start))
+                if name == "unwatched":
+                    rates["model alone", count].append(sum(client.run(alone, model).values()))
+    for (by, count), found in rates.items():
+        middle = statistics.median(found)
         yield {
-            "dask": name, "workers": count, "cores": os.cpu_count(), "pixels/s": side**2 / middle,
-            "times one worker": statistics.median(seconds[name, 1]) / middle,
+            "by": by, "workers": count, "cores": os.cpu_count(), "pixels/s": middle,
+            "times one worker": middle / statistics.median(rates[by, 1]),
         }  # fmt: skip
 
 

@@ -1204,8 +1204,10 @@ def test_the_root_of_a_bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.
     assert "stac.json" in [o["path"] for page in object_store(s3.url, "whole", "").store.list() for o in page]
     emb.anysat.to_zarr("memory://area.zarr")
     assert not list(tmp_path.iterdir())  # nothing falls beside
-    with pytest.raises(StoreError, match="'s3://bucket' holds other files"):
-        emb.anysat.to_zarr("s3://bucket", **options)
+    s3.bucket("taken")
+    object_store(s3.url, "taken", "").store.put("letter.txt", b"dear")
+    with pytest.raises(StoreError, match="'s3://taken' holds other files"):
+        emb.anysat.to_zarr("s3://taken", **options)
 
 
 def test_secrets_stay_out_of_messages_and_logs(s3: S3Server) -> None:

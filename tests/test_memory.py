@@ -30,7 +30,7 @@ DATE_PIXEL = 10 * 2  # bytes of a pixel of a date
 PIXEL = FRAMES * 10 * 4  # and of all frames
 SIDES = (128, 256, 512)  # 1, 4 and 16 times the area
 
-# As 1024, 2048, 512 pixels and strips of 256 rows are to blocks of 288: none of them fits the lattice
+# As 512, 1024, 256 pixels and strips of 128 rows are to blocks of 144: none of them fits the lattice
 LAYOUTS = {
     "all bands of a date": (1, 10, 85, 85),
     "one band of a date": (1, 1, 170, 170),

@@ -465,3 +465,14 @@ def test_lazy_moments_are_one_small_block_a_chunk() -> None:
     assert parts.shape == (3 * 2, 3, 10)
     assert parts.dtype == np.float64
     assert np.asarray(parts)[:, 0, 0].sum() == 3 * 10 * 9
+
+
+@pytest.mark.parametrize("merged", [3, 64])
+def test_no_task_merges_many_parts(merged: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the area: a task of a cluster names all that it needs."""
+    monkeypatch.setattr("xr_anysat.radiometry.MERGED", merged)
+    data = plain(height=20, width=18).astype("float32").chunk(time=1, y=4, x=3).data
+    lazy = tile_statistics(data)
+    np.testing.assert_allclose(lazy.compute(), tile_statistics(data.compute()), rtol=1e-12)
+    needs = lazy.dask.get_all_dependencies()
+    assert max(map(len, needs.values())) == min(merged, 5 * 6)

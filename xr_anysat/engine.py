@@ -40,11 +40,14 @@ if TYPE_CHECKING:
 
 Place = tuple[Span, Span]  # of a window, down and across
 
-BLOCK_BYTES = 256 << 20
-"""Bytes that the input and the output of a block may each have."""
+BLOCK_BYTES = 64 << 20
+"""Bytes that the input and the output of a block may each have: larger ones gain nothing, and wait in memory."""
 
-BLOCKS_AT_LEAST = 16
-"""Blocks that a cube is cut into, if it has that many windows: for workers, and for progress."""
+BLOCKS_AT_LEAST = 64
+"""Blocks that a cube is cut into, if it has that many windows: workers idle while the last ones are finished."""
+
+OVERLAPPING = 4
+"""So many times larger are blocks where windows overlap, for those on a border are computed by both."""
 
 FREE_SHARE = 0.8
 """Of a GPU's free memory, what a forward may be expected to take: fragments, and libraries, need some too."""
@@ -136,10 +139,15 @@ def pixel_bytes(settings: Settings, dates: int) -> tuple[float, float]:
 
 def block_windows(rows: Axis, cols: Axis, settings: Settings, dates: int) -> int:
     """Windows on the side of a block."""
+    limit, at_least = block_limits(settings)
     most = max(pixel_bytes(settings, dates))
-    return blocks_for(
-        rows, cols, settings.stride, pixel_bytes=most, limit=BLOCK_BYTES, at_least=BLOCKS_AT_LEAST
-    )
+    return blocks_for(rows, cols, settings.stride, pixel_bytes=most, limit=limit, at_least=at_least)
+
+
+def block_limits(settings: Settings) -> tuple[int, int]:
+    """Bytes that a block may have, and blocks that a cube is cut into if it has that many windows."""
+    larger = OVERLAPPING if settings.overlap else 1
+    return BLOCK_BYTES * larger, BLOCKS_AT_LEAST // larger
 
 
 def encode_block(

@@ -204,9 +204,9 @@ def blocks_for(rows: Axis, cols: Axis, tile: int, *, pixel_bytes: float, limit: 
 
     Examples
     --------
-    >>> blocks_for(Axis(0, 10980), Axis(0, 10980), 24, pixel_bytes=3072, limit=256 << 20, at_least=16)
-    12
-    >>> blocks_for(Axis(0, 240), Axis(0, 240), 24, pixel_bytes=3072, limit=256 << 20, at_least=16)
+    >>> blocks_for(Axis(0, 10980), Axis(0, 10980), 24, pixel_bytes=3072, limit=64 << 20, at_least=64)
+    6
+    >>> blocks_for(Axis(0, 240), Axis(0, 240), 24, pixel_bytes=3072, limit=64 << 20, at_least=16)
     3
     """
     down, across = rows.cells(tile)[1], cols.cells(tile)[1]

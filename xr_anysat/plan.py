@@ -25,9 +25,8 @@ from xr_anysat.config import option
 from xr_anysat.cube import BANDS, PIXEL, Cube
 from xr_anysat.embedding import Request, binary, embed, physical_memory, request, scaled, smaller, too_large
 from xr_anysat.engine import (
-    BLOCK_BYTES,
-    BLOCKS_AT_LEAST,
     Settings,
+    block_limits,
     block_windows,
     device_of,
     encode_block,
@@ -282,9 +281,9 @@ def plan(
     ... )
     >>> p = cube.anysat.plan(frames=8, patch_size=40, tile=64, weights="random", codec="int8")
     >>> p.windows, p.blocks, p.shape, round(p.flop / 1e12)
-    ((32, 47), (4, 5), (768, 500, 750), 777)
+    ((32, 47), (7, 10), (768, 500, 750), 777)
     >>> p.why[0]
-    '10 × 10 windows a block: the most that make at least 16 blocks of the cube'
+    '5 × 5 windows a block: the most that make at least 64 blocks of the cube'
     """
     given = inspect.signature(embed).bind(cube, *args, **options)
     given.apply_defaults()
@@ -443,19 +442,20 @@ def _layout(asked: Request, dates: int) -> _Layout:
     read, made = pixel_bytes(s, dates)
     pixel = max(read, made)
     n, stride = block_windows(rows, cols, s, dates), s.stride
+    limit, at_least = block_limits(s)
     total = rows.cells(stride)[1] * cols.cells(stride)[1]
     what, head = "output" if made >= read else "input", f"{n} × {n} windows a block"
     if total == 1:
         why = "one block, for the cube is one window"
-    elif (stride * (n + 1)) ** 2 * pixel > BLOCK_BYTES:
+    elif (stride * (n + 1)) ** 2 * pixel > limit:
         size = (stride * n) ** 2 * pixel
-        why = f"{head}: the most under {binary(BLOCK_BYTES)} of {what}"
-        if size > BLOCK_BYTES:
+        why = f"{head}: the most under {binary(limit)} of {what}"
+        if size > limit:
             why = f"{head}, though the {what} of one is {binary(size)}: a window cannot be cut"
-    elif total < BLOCKS_AT_LEAST:
-        why = f"{head}: there are {total} windows, and {BLOCKS_AT_LEAST} blocks are wanted"
+    elif total < at_least:
+        why = f"{head}: there are {total} windows, and {at_least} blocks are wanted"
     else:
-        why = f"{head}: the most that make at least {BLOCKS_AT_LEAST} blocks of the cube"
+        why = f"{head}: the most that make at least {at_least} blocks of the cube"
     return _Layout(n, rows.blocks(stride, n), cols.blocks(stride, n), why)
 
 

@@ -49,6 +49,9 @@ NORMS = (
 STATISTICS_LAYER = "anysat-statistics-"
 """How the names of lazy statistics begin in a graph, by which `to_zarr` finds them."""
 
+MERGED = 64
+"""Parts of lazy statistics that a task merges: a task says where each of its parts is, so few keep it small."""
+
 _SAME = {"reflectance": "unit_scale", "none": "raw"}
 
 
@@ -219,6 +222,10 @@ def merge_moments(parts: np.ndarray) -> np.ndarray:
     return np.stack([total, whole, (spread + count * np.square(mean - whole)).sum(0)])
 
 
+def _merged(parts: np.ndarray) -> np.ndarray:
+    return merge_moments(parts)[None]
+
+
 def mean_and_std(parts: np.ndarray) -> np.ndarray:
     """Mean and standard deviation (2, 10) from the moments (n, 3, 10); NaN where nothing was observed."""
     count, mean, spread = merge_moments(parts)
@@ -352,6 +359,12 @@ def tile_statistics(data: Any) -> Any:
     import dask.array as da
     from dask.base import tokenize
 
+    while len(parts) > MERGED:
+        parts = parts.rechunk({0: MERGED})
+        parts = da.map_blocks(
+            _merged, parts, chunks=((1,) * parts.numblocks[0], *parts.chunks[1:]), dtype=np.float64,
+            meta=np.empty((0, 0, 0)),
+        )  # fmt: skip
     return da.map_blocks(
         mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
         dtype=np.float64, meta=np.empty((0, 0)), name=STATISTICS_LAYER + tokenize(parts.name),
