@@ -218,7 +218,7 @@ def test_operations_are_those_that_are_done(counted: Any) -> None:
     for options in (
         {"patch_size": 20, "tile": 6},
         {"output": "dense", "patch_size": 30, "tile": 9, "anchor": "cube"},
-        {"patch_size": 20, "tile": 6, "overlap": 4},
+        {"patch_size": 20, "tile": 6, "overlap": 2},
         {"output": "dense", "patch_size": 10, "tile": 6, "overlap": 2},
     ):
         p = cube.anysat.plan(3, **options, **TINY)
