@@ -2,9 +2,9 @@
 
     python benchmarks/overlap.py [--side PIXELS] [--quick] [--model tiny|base] [--json FILE]
 
-The area has the dates of that of pipeline.py and is one block, as large as a large area's: smaller areas are cut into
-16 blocks, for workers are to end at the same time, and windows on a border are computed on both sides. The three
-alternate.
+The area has the dates of that of pipeline.py and is one block where windows overlap, as large as a large area's:
+smaller areas are cut into 16 blocks, for workers are to end at the same time, and windows on a border are computed on
+both sides. The three alternate.
 """
 
 from __future__ import annotations

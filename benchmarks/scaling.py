@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import dask
@@ -146,11 +147,9 @@ def speed(options: argparse.Namespace) -> Iterator[Row]:
     """What a second worker gains: pixels a second of workers of one thread."""
     model, side = options.model, {"base": 240, "tiny": 480}[options.model] // (2 if options.quick else 1)
     dasks: dict[str, dict[str, Any]] = {"as it comes": {}, "unwatched": UNWATCHED}
-    rates: dict[tuple[str, int], list[float]] = {
-        (by, count): [] for by in (*dasks, "model alone") for count in (1, 2)
-    }
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in product((*dasks, "model alone"), (1, 2))}
     for _ in range(1 if options.quick else 3):
-        for name, count in ((name, count) for name in dasks for count in (1, 2)):
+        for name, count in product(dasks, (1, 2)):
             # one cluster at a time, for an idle one takes from the same cores
             with dask.config.set(dasks[name]), workers(count) as client, client.as_current():
                 client.run(ready, model)

@@ -79,7 +79,9 @@ def test_chunks_and_blocks_change_no_bit(
     want = embed(cube, shape, output=output)
     chunks = {dim: data.draw(st.integers(1, n)) for dim, n in cube.sizes.items() if dim != "band"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "BLOCKS_AT_LEAST", data.draw(st.sampled_from([1, 3, 16, 1000])))
+        patch.setattr(
+            engine, "BLOCKS_AT_LEAST", engine.OVERLAPPING * data.draw(st.sampled_from([1, 3, 16, 1000]))
+        )
         lazy = embed(cube.chunk(chunks), shape, output=output)
         assert lazy.chunks is not None
         xr.testing.assert_equal(lazy.compute(), want)

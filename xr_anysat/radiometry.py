@@ -360,10 +360,9 @@ def tile_statistics(data: Any) -> Any:
     from dask.base import tokenize
 
     while len(parts) > MERGED:
-        parts = parts.rechunk({0: MERGED})
         parts = da.map_blocks(
-            _merged, parts, chunks=((1,) * parts.numblocks[0], *parts.chunks[1:]), dtype=np.float64,
-            meta=np.empty((0, 0, 0)),
+            _merged, parts.rechunk({0: MERGED}), chunks=(1, *parts.shape[1:]),
+            dtype=np.float64, meta=np.empty((0, 0, 0)),
         )  # fmt: skip
     return da.map_blocks(
         mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
