@@ -37,10 +37,11 @@ docs: $(STAMP)  ## The documentation, into docs/_build; runs the notebooks
 bench: $(STAMP)  ## Ratios of speed and memory, into bench.json; beside upstream's with UPSTREAM=a checkout
 	$(BIN)/python benchmarks/bench.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)
 
-lint: $(STAMP)  ## Lint and types
+lint: $(STAMP)  ## Lint, types and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP)  ## Put the code in order
 	$(BIN)/ruff check --fix .

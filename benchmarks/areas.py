@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 import xr_anysat
-from xr_anysat.lattice import Axis
+from xr_anysat.embedding.lattice import PixelRange
 
 DATES = 30
 CORNER = (500_004, 60_004)
@@ -46,9 +46,9 @@ def area(
     return xr.DataArray(data, coords, ("time", "band", "y", "x")).odc.assign_crs("EPSG:32632")
 
 
-def axes(side: int) -> tuple[Axis, Axis]:
+def axes(side: int) -> tuple[PixelRange, PixelRange]:
     """Place of an area on the lattice, rows and columns."""
-    return Axis(CORNER[0], side), Axis(CORNER[1], side)
+    return PixelRange(CORNER[0], side), PixelRange(CORNER[1], side)
 
 
 def clouded(block_info: Any) -> np.ndarray:

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 import xr_anysat
-from xr_anysat.codecs import decode, encode
-from xr_anysat.scene import make_scene, open_scene
+from xr_anysat.demo.scene import make_scene, open_scene
+from xr_anysat.store.codecs import decode, encode
 
 CODECS = (None, "float16", "int8")
 SIZE = 192

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from measure import PEAKS, Row, device_name, forget, fresh, main, median, peak
 
-from xr_anysat.engine import windows_at_once
+from xr_anysat.embedding.forward import windows_at_once
 from xr_anysat.model.cost import multiply_adds
 from xr_anysat.model.linear import Linear
 from xr_anysat.model.weights import encoder_spec, get_encoder

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from measure import Row, main, median
 from pipeline import KINDS, QUICK, embedding
 
-from xr_anysat import engine
+from xr_anysat.embedding import blocks
 
 SIDES = {64: 512, 24: 288}  # of areas by windows
 
 
 def overlap(options: argparse.Namespace) -> Iterator[Row]:
     """Windows that overlap."""
-    engine.BLOCKS_AT_LEAST = 1
+    blocks.MIN_BLOCKS = 1
     for patch, tile in KINDS:
         side = options.side or (QUICK if options.quick else SIDES)[tile]
         pixels = [0, tile // 4, tile // 2]

@@ -20,8 +20,8 @@ from areas import CHUNK, area, axes, clouded
 from measure import Row, main, median
 
 import xr_anysat  # noqa: F401
-from xr_anysat.engine import windows_at_once
-from xr_anysat.lattice import spans
+from xr_anysat.embedding.forward import windows_at_once
+from xr_anysat.embedding.lattice import spans
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
 KINDS = [(40, 64), (10, 24)]  # patch in metres, window in pixels

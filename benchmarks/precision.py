@@ -16,7 +16,7 @@ import torch
 from forward import Case, ours
 from measure import Row, main, median
 
-from xr_anysat.engine import windows_at_once
+from xr_anysat.embedding.forward import windows_at_once
 from xr_anysat.model.weights import PRECISIONS
 
 LEFT_OUT = {

@@ -37,7 +37,7 @@ from distributed import Client, LocalCluster
 from measure import Row, forget, fresh, main, peak
 
 import xr_anysat  # noqa: F401
-from xr_anysat.engine import the_model
+from xr_anysat.embedding.forward import exclusive_encoder
 from xr_anysat.model.weights import encoder_spec, get_encoder
 
 SIDE = {"base": 1152, "tiny": 2016}  # 64 blocks of full size
@@ -116,7 +116,7 @@ def on_threads(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tup
 def alone(model: str) -> float:
     """Pixels a second of the model alone, in this process."""
     window, days, forwards = torch.randn(1, FRAMES, 10, WINDOW, WINDOW), torch.arange(FRAMES) * 40, 0
-    with the_model(encoder_spec(model, WHERE["weights"], WHERE["device"])) as encoder:
+    with exclusive_encoder(encoder_spec(model, WHERE["weights"], WHERE["device"])) as encoder:
         start = time.perf_counter()
         while (seconds := time.perf_counter() - start) < SECONDS:
             encoder.encode(window, days, side=1)

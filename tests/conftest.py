@@ -14,7 +14,7 @@ import xr_anysat
 @pytest.fixture(scope="session")
 def formula_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model under the formula weights of the goldens, as a checkpoint file."""
-    from weights_files import formula_checkpoint
+    from support.weights_files import formula_checkpoint
 
     return formula_checkpoint(tmp_path_factory.mktemp("formula"), "base")
 
@@ -22,7 +22,7 @@ def formula_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def formula_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model under the formula weights of the goldens, as a checkpoint file."""
-    from weights_files import formula_checkpoint
+    from support.weights_files import formula_checkpoint
 
     return formula_checkpoint(tmp_path_factory.mktemp("formula"), "tiny")
 

@@ -8,12 +8,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from xr_anysat._version import __version__ as __version__
 from xr_anysat.accessor import register
-from xr_anysat.analysis import Clusters, Reducer, change, cluster, reduce, rgb, similarity
-from xr_anysat.cog import to_cog
+from xr_anysat.analysis.classification import classify
+from xr_anysat.analysis.clustering import cluster
+from xr_anysat.analysis.components import reduce, rgb
+from xr_anysat.analysis.fitted import Clusters, PCAModel
+from xr_anysat.analysis.fitted import PCAModel as Reducer
+from xr_anysat.analysis.seams import seam_score
+from xr_anysat.analysis.similarity import change, similarity
+from xr_anysat.analysis.vector import sample, zonal
 from xr_anysat.config import config
-from xr_anysat.cube import BANDS
-from xr_anysat.embedding import embed, pool
+from xr_anysat.cube.compositing import frames
+from xr_anysat.cube.normalization import Statistics, statistics
+from xr_anysat.cube.reading import BANDS
+from xr_anysat.embedding.embed import embed
+from xr_anysat.embedding.plan import plan
+from xr_anysat.embedding.plan_report import Plan
+from xr_anysat.embedding.pooling import pool
 from xr_anysat.errors import (
     AnySatError,
     AnySatWarning,
@@ -27,23 +39,17 @@ from xr_anysat.errors import (
     WeightsError,
     WriteError,
 )
-from xr_anysat.export import open, to_zarr
-from xr_anysat.fewshot import classify
-from xr_anysat.frames import frames
 from xr_anysat.model.weights import load_model
-from xr_anysat.notebook import register as register_display
-from xr_anysat.places import sample, zonal
-from xr_anysat.plan import Plan, plan
-from xr_anysat.preview import preview
-from xr_anysat.radiometry import Statistics, statistics
-from xr_anysat.seams import seam_score
+from xr_anysat.store.cog import to_cog
+from xr_anysat.store.zarr import open, to_zarr
+from xr_anysat.view.jupyter import register as register_display
+from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
-    from xr_anysat.stac import open_s2
+    from xr_anysat.stac.search import open_s2
     from xr_anysat.versions import show_versions
 
-__version__ = "0.1.0"
 
 __all__ = [
     "BANDS",
@@ -55,6 +61,7 @@ __all__ = [
     "CubeTypeError",
     "DeviceError",
     "OptionError",
+    "PCAModel",
     "Plan",
     "ReadError",
     "Reducer",
@@ -94,7 +101,7 @@ register_display()
 def __getattr__(name: str) -> Any:
     # what needs an extra, or is rarely needed, is imported when it is asked for
     if name == "open_s2":
-        from xr_anysat.stac import open_s2
+        from xr_anysat.stac.search import open_s2
 
         return open_s2
     if name == "verify":

@@ -12,17 +12,20 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_anysat.analysis import change, cluster, reduce, rgb, similarity
-from xr_anysat.cog import to_cog
-from xr_anysat.embedding import embed, pool
-from xr_anysat.export import to_zarr
-from xr_anysat.fewshot import classify
-from xr_anysat.frames import frames
-from xr_anysat.places import sample, zonal
-from xr_anysat.plan import plan
-from xr_anysat.preview import preview
-from xr_anysat.radiometry import statistics
-from xr_anysat.seams import seam_score
+from xr_anysat.analysis.classification import classify
+from xr_anysat.analysis.clustering import cluster
+from xr_anysat.analysis.components import reduce, rgb
+from xr_anysat.analysis.seams import seam_score
+from xr_anysat.analysis.similarity import change, similarity
+from xr_anysat.analysis.vector import sample, zonal
+from xr_anysat.cube.compositing import frames
+from xr_anysat.cube.normalization import statistics
+from xr_anysat.embedding.embed import embed
+from xr_anysat.embedding.plan import plan
+from xr_anysat.embedding.pooling import pool
+from xr_anysat.store.cog import to_cog
+from xr_anysat.store.zarr import to_zarr
+from xr_anysat.view.preview import preview
 
 P = ParamSpec("P")
 R = TypeVar("R")

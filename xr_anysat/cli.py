@@ -27,13 +27,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 import xr_anysat
-from xr_anysat import probe as probe_of
 from xr_anysat.config import MODEL, option
-from xr_anysat.demo import run
-from xr_anysat.embedding import binary
+from xr_anysat.demo import probe as probe_of
+from xr_anysat.demo.run import run
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
-from xr_anysat.model import weights as weights_of
-from xr_anysat.stac import open_s2
+from xr_anysat.model import checkpoint
+from xr_anysat.model.weights import EncoderSpec, encoder_spec, with_known_hash
+from xr_anysat.shared.text import format_bytes
+from xr_anysat.stac.search import open_s2
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -198,7 +199,7 @@ def _with_options(kinds: dict[str, Any]) -> Callable[[Callable[..., None]], Call
     return give
 
 
-def _given(options: dict[str, Any], among: dict[str, Any]) -> dict[str, Any]:
+def explicit_options(options: dict[str, Any], among: dict[str, Any]) -> dict[str, Any]:
     """The arguments that the user gave, as the function takes them."""
     given = {name: options[name] for name in among if options.get(name) is not None}
     if given.get("frames") == "all":
@@ -256,12 +257,12 @@ def embed(
     **options: Any,
 ) -> None:
     """Embed an area into a Zarr store; run it again after an interruption, and it goes on."""
-    from xr_anysat.codecs import check_codec
-    from xr_anysat.store import target_of
+    from xr_anysat.store.codecs import check_codec
+    from xr_anysat.store.location import parse_location
 
-    target = target_of(out)
+    target = parse_location(out)
     check_codec(codec, "float32")  # what embed makes
-    how = _given(options, EMBEDDING)
+    how = explicit_options(options, EMBEDDING)
     try:
         _fetch_weights(how)
         cube = _open(options)
@@ -282,7 +283,7 @@ def embed(
         again = [a for a in context.obj["arguments"] if a != "--no-resume"]
         stop.add_note(f"Go on by the same command:\n  {shlex.join([*context.obj['program'], *again])}")
         raise
-    say(f"{binary(_size(target.address))} in {target}. To open it in Python:")
+    say(f"{format_bytes(_size(target.address))} in {target}. To open it in Python:")
     say(f"  import xr_anysat; emb = xr_anysat.open({target.address!r})")
     print(target.address)
 
@@ -297,7 +298,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what embed would do: blocks, memory, bytes and operations. Nothing is computed."""
-    how = _given(options, EMBEDDING)
+    how = explicit_options(options, EMBEDDING)
     cube = _open(options)
     with _about_options():
         print(xr_anysat.plan(cube, codec=codec, calibrate=calibrate, **how))
@@ -309,7 +310,7 @@ def demo(
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the results.")] = "demo", **options: Any
 ) -> None:
     """Make a small scene, embed it and draw a picture; needs no data, account or network."""
-    run(out, **_given(options, DEMO))
+    run(out, **explicit_options(options, DEMO))
 
 
 @app.command()
@@ -326,7 +327,7 @@ def verify(
     **options: Any,
 ) -> None:
     """Run upstream's own code beside ours, on the same weights. It runs the code of REPO."""
-    given = _given(options, EMBEDDING)
+    given = explicit_options(options, EMBEDDING)
     report = xr_anysat.verify(**given) if repo is None else xr_anysat.verify(repo, **given)
     print(report)
     if not report.passed:
@@ -336,17 +337,17 @@ def verify(
 @weights_app.command()
 def fetch() -> None:
     """Download the official checkpoint (504 MB), if it is not here, and print its path."""
-    print(weights_of.official_path())
+    print(checkpoint.official_path())
 
 
 @weights_app.command()
 def path() -> None:
     """Print the path of the official checkpoint; fails if it is not on this machine."""
-    found = weights_of.official_path(download=False)
+    found = checkpoint.official_path(download=False)
     if found is None:
         raise AnySatError(
             "the official checkpoint is not on this machine: fetch it, xr-anysat weights fetch, or put it at "
-            f"{str(weights_of.cache_dir() / Path(weights_of.OFFICIAL.filename).name)!r}"
+            f"{str(checkpoint.cache_dir() / Path(checkpoint.OFFICIAL.filename).name)!r}"
         )
     print(found)
 
@@ -355,19 +356,19 @@ def path() -> None:
 @_with_options({name: EMBEDDING[name] for name in ("model", "weights")})
 def info(**options: Any) -> None:
     """Tell which weights embed would use, and where they are."""
-    spec, official = _spec(_given(options, EMBEDDING)), weights_of.OFFICIAL
+    spec, official = _spec(explicit_options(options, EMBEDDING)), checkpoint.OFFICIAL
     source, sha256, file = spec.source, spec.sha256, "made from the seed"
     if source == "official":
         source = f"official, {official.filename} of {official.repo}"
         sha256 = sha256 or f"{official.sha256_prefix}…{official.sha256_suffix}"
-        file = str(weights_of.official_path(download=False) or "not on this machine")
+        file = str(checkpoint.official_path(download=False) or "not on this machine")
     elif not source.startswith("random:"):
         file = source
     if Path(file).is_file():
-        file += f", {binary(Path(file).stat().st_size)}"
-    download = "forbidden (option offline)" if weights_of.offline() else "allowed"
+        file += f", {format_bytes(Path(file).stat().st_size)}"
+    download = "forbidden (option offline)" if checkpoint.offline() else "allowed"
     lines = {"model": spec.size, "weights": source, "sha256": sha256, "file": file}
-    for name, value in {**lines, "cache": weights_of.cache_dir(), "download": download}.items():
+    for name, value in {**lines, "cache": checkpoint.cache_dir(), "download": download}.items():
         print(f"{name:10}{value}")
 
 
@@ -380,7 +381,7 @@ def probe(
     **options: Any,
 ) -> None:
     """Compare a linear probe on embeddings with one on plain frames, by blocked cross-validation."""
-    report = probe_of.run(**_given(options, PROBE))
+    report = probe_of.run(**explicit_options(options, PROBE))
     if json is not None:
         Path(json).write_text(report.to_json())
     print(report)
@@ -389,11 +390,9 @@ def probe(
 # ---------------------------------------------------------------------- steps
 
 
-def _spec(how: dict[str, Any]) -> weights_of.EncoderSpec:
+def _spec(how: dict[str, Any]) -> EncoderSpec:
     """The encoder that `embed` would take."""
-    return weights_of.encoder_spec(
-        option("model", how.get("model", MODEL)), option("weights", how.get("weights"))
-    )
+    return encoder_spec(option("model", how.get("model", MODEL)), option("weights", how.get("weights")))
 
 
 def _fetch_weights(how: dict[str, Any]) -> None:
@@ -401,12 +400,12 @@ def _fetch_weights(how: dict[str, Any]) -> None:
     spec = _spec(how)
     if spec.source == "official" and spec.sha256 is None:
         say("Looking for the official weights (504 MB)")
-        weights_of.pinned(spec)
+        with_known_hash(spec)
 
 
 def _open(options: dict[str, Any]) -> xr.DataArray:
     say("Searching the catalog")
-    return open_s2(**_given(options, PLACE))
+    return open_s2(**explicit_options(options, PLACE))
 
 
 @contextmanager
@@ -468,7 +467,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def told(done: int, total: int, there: int, seconds: float, pixels: int) -> str:
+def progress_line(done: int, total: int, there: int, seconds: float, pixels: int) -> str:
     """How far it is: blocks, pixels a second, time left.
 
     Parameters
@@ -482,9 +481,9 @@ def told(done: int, total: int, there: int, seconds: float, pixels: int) -> str:
 
     Examples
     --------
-    >>> told(30, 120, 10, 100.0, 1_000_000)
+    >>> progress_line(30, 120, 10, 100.0, 1_000_000)
     '30 of 120 blocks, 1,667 pixels/s, 0:07:30 left'
-    >>> told(120, 120, 10, 550.0, 1_000_000)
+    >>> progress_line(120, 120, 10, 550.0, 1_000_000)
     '120 of 120 blocks, 1,667 pixels/s, in 0:09:10'
     """
     made = done - there
@@ -513,7 +512,7 @@ def _progress(pixels: int) -> Iterator[Callable[[int, int], None]]:
                 there, began, last = done, now, now
                 if done:
                     say(f"{done:,} of {total:,} blocks are there from an earlier run")
-            line = told(done, total, there, now - began, pixels)
+            line = progress_line(done, total, there, now - began, pixels)
             if bar is not None and task is not None:
                 bar.update(task, completed=done, total=total, description=line)
             elif now - last >= QUIET_SECONDS or done == total > there:
@@ -576,12 +575,12 @@ def _signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _apart(arguments: Sequence[str]) -> list[str]:
+def split_coordinates(arguments: Sequence[str]) -> list[str]:
     """``--bbox=1,2,3,4`` and ``--bbox 1,2,3,4`` as ``--bbox 1 2 3 4``, and ``--point`` likewise.
 
     Examples
     --------
-    >>> _apart(["embed", "--bbox=-3.8,40.3,-3.6,40.5", "--point", "-3.7,40.4", "--norm", "raw"])
+    >>> split_coordinates(["embed", "--bbox=-3.8,40.3,-3.6,40.5", "--point", "-3.7,40.4", "--norm", "raw"])
     ['embed', '--bbox', '-3.8', '40.3', '-3.6', '40.5', '--point', '-3.7', '40.4', '--norm', 'raw']
     """
     apart: list[str] = []
@@ -616,7 +615,7 @@ def main(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings(), _signals():
         warnings.showwarning = _show_warning
         try:
-            app(args=_apart(arguments), prog_name=shlex.join(program), obj=shared)
+            app(args=split_coordinates(arguments), prog_name=shlex.join(program), obj=shared)
         except SystemExit as done:  # typer's way to end
             return done.code if isinstance(done.code, int) else 0
         except Interrupted as stop:

@@ -10,7 +10,6 @@ scheduler packs a plugin once for every worker it is sent to, all at the same ti
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 import uuid
 from pathlib import Path
@@ -19,21 +18,19 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import xarray as xr
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from xr_anysat.embedding import NOT_LOADED
 from xr_anysat.errors import AnySatError, CubeTypeError, WeightsError
+from xr_anysat.model.checkpoint import cache_dir
+from xr_anysat.model.state_dict import cached_file, new_file, write_cached
 from xr_anysat.model.weights import (
     ENCODED,
     EncoderSpec,
-    cache_dir,
     get_encoder,
-    is_kept,
-    kept_file,
+    is_available_offline,
+    is_cached,
     load_state,
-    new_file,
-    on_this_machine,
-    pinned,
-    write_kept,
+    with_known_hash,
 )
+from xr_anysat.record import _spec_of
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler, Worker
@@ -94,25 +91,8 @@ def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
     return cast(dict[str, str], client.sync(_prepare, client, spec))
 
 
-def _spec_of(emb: xr.DataArray) -> EncoderSpec:
-    """Read the spec that an embedding was made with from its record."""
-    if "config" not in emb.attrs:
-        raise CubeTypeError(
-            f"prepare(client, DataArray): its attrs {sorted(map(str, emb.attrs))} have no record of an encoder. "
-            "Wanted the embedding that is to be computed, as embed() gave it"
-        )
-    config, sha256 = json.loads(emb.attrs["config"]), emb.attrs["weights_sha256"]
-    return EncoderSpec(
-        config["model"],
-        config["weights"],
-        None if sha256 == NOT_LOADED else sha256,
-        config["device"],
-        config["precision"],
-    )
-
-
 async def _prepare(client: Client, spec: EncoderSpec) -> dict[str, str]:
-    spec = await asyncio.to_thread(pinned, spec)
+    spec = await asyncio.to_thread(with_known_hash, spec)
     if not spec.source.startswith("random:") and not await client.run_on_scheduler(_open, spec.sha256):
         await _send(client, spec)
     devices = await client.run(_ready, spec, on_error="return")
@@ -134,7 +114,7 @@ async def _send(client: Client, spec: EncoderSpec) -> None:
 
         def write() -> None:
             assert spec.sha256 is not None
-            write_kept(load_state(spec, ENCODED), path, spec.sha256)
+            write_cached(load_state(spec, ENCODED), path, spec.sha256)
 
         await asyncio.to_thread(write)
         scheduler: Any = client.scheduler
@@ -147,6 +127,7 @@ async def _send(client: Client, spec: EncoderSpec) -> None:
 # ---------------------------------------------------------------------------- on the scheduler
 
 _arriving: dict[str, IO[bytes]] = {}
+
 _held: dict[str, IO[bytes]] = {}
 """By their sha256, the weights that this process hands out: files without a name, gone when it ends."""
 
@@ -199,7 +180,7 @@ class _Encoder(WorkerPlugin):
 
 async def _ready(spec: EncoderSpec, dask_worker: Worker) -> str:
     """Load an encoder on a worker, off its event loop; the device that it is on."""
-    if not await asyncio.to_thread(on_this_machine, spec):
+    if not await asyncio.to_thread(is_available_offline, spec):
         await _fetch(spec, dask_worker)
     encoder = await asyncio.to_thread(get_encoder, spec)
     return str(next(encoder.parameters()).device)
@@ -209,11 +190,11 @@ async def _fetch(spec: EncoderSpec, worker: Worker) -> None:
     """Get the weights from the scheduler into the cache folder of this machine."""
     assert spec.sha256 is not None
     try:
-        with new_file(kept_file(spec.sha256)) as draft:
+        with new_file(cached_file(spec.sha256)) as draft:
             with draft.open("wb") as file:
                 while piece := await worker.scheduler.xr_anysat_get(sha256=spec.sha256, start=file.tell()):
                     await asyncio.to_thread(file.write, piece)
-            if not await asyncio.to_thread(is_kept, spec, draft):
+            if not await asyncio.to_thread(is_cached, spec, draft):
                 raise WeightsError(
                     "the weights arrived damaged, or from another version of xr_anysat: have the same version "
                     "on client, scheduler and workers, and start the scheduler anew"

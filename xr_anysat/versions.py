@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from xr_anysat.config import DEFAULTS, config
-from xr_anysat.embedding import binary, physical_memory
 from xr_anysat.errors import OptionError
-from xr_anysat.model.weights import SAFE, cache_dir, find_official, resolve_device
+from xr_anysat.model.checkpoint import SAFE, cache_dir, find_official
+from xr_anysat.model.weights import resolve_device
+from xr_anysat.shared.text import format_bytes, physical_memory
 
 FOR_DEVELOPERS = ("test", "docs")
 """Extras whose packages take no part in anything that users do."""
@@ -41,13 +42,14 @@ def show_versions(file: TextIO | None = None) -> None:
 
 
 def _system() -> Iterator[str]:
-    from xr_anysat import __version__
+    from xr_anysat._version import __version__
 
     yield f"xr_anysat: {__version__}"
     yield f"python: {sys.version.splitlines()[0]}"
     yield f"OS: {platform.platform()}"
     memory = physical_memory()
-    yield f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {binary(memory) if memory else 'unknown'} of memory"
+    size = format_bytes(memory) if memory else "unknown"
+    yield f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {size} of memory"
 
 
 def _packages() -> Iterator[str]:
@@ -83,7 +85,7 @@ def _torch() -> Iterator[str]:
     yield f"torch CUDA: {torch.version.cuda or 'not built in'}"
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
-        yield f"cuda:{i}: {about.name}, {binary(about.total_memory)}"
+        yield f"cuda:{i}: {about.name}, {format_bytes(about.total_memory)}"
     yield f"device='auto': {resolve_device('auto')}"
 
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xr_anysat.errors import CubeError, OptionError
-from xr_anysat.model.linear import Linear, Product, product_of
+from xr_anysat.model.linear import Linear, MatMul, packed_matmul
 from xr_anysat.model.spec import (
     ACCELERATOR_ROWS,
     BUCKETS,
@@ -52,8 +52,8 @@ PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position
 # Rows that go through a stage's widest layer at once, elsewhere ACCELERATOR_ROWS: bounds the memory of a window
 ROWS = {"cpu": CPU_ROWS}
 # Shapes of windows whose position codes and biases are kept: most are whole, those at a cube's ends are not
-SHAPES_KEPT = 4
-FEW_KEYS = 5  # up to which attention goes by sums
+MAX_CACHED_SHAPES = 4
+MAX_KEYS_ELEMENTWISE = 5  # up to which attention goes by sums
 
 
 def sincos(positions: Tensor, dim: int) -> Tensor:
@@ -107,12 +107,12 @@ class RelativePosition(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.lookup_table_weight = nn.Parameter(torch.zeros(1, head_dim, BUCKETS))
-        self._product: Product | None = None
+        self._product: MatMul | None = None
 
     def pack(self) -> None:
         """Look up by the same product as the packed layers."""
         table = self.lookup_table_weight[0].T
-        self._product = product_of(table, table.new_zeros(BUCKETS))
+        self._product = packed_matmul(table, table.new_zeros(BUCKETS))
 
     def forward(self, query: Tensor, buckets: Tensor) -> Tensor:
         """Bias (..., M, N) of the queries (..., M, d) of head 0, for buckets (M, N)."""
@@ -143,7 +143,7 @@ def _by_sums(queries: int, keys: int) -> bool:
     A single query's is as quick, and torch would share its keys among threads: other bits would come out of another
     number of them.
     """
-    return queries == 1 or keys <= FEW_KEYS
+    return queries == 1 or keys <= MAX_KEYS_ELEMENTWISE
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> Tensor:
@@ -292,11 +292,11 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.Q = nn.Parameter(torch.zeros(DATE_HEADS, KEY_DIM))
         self.fc1_k = nn.Linear(dim, DATE_HEADS * KEY_DIM)
-        self._product: Product | None = None
+        self._product: MatMul | None = None
 
     def pack(self) -> None:
         """Fold the query into the keys once, for the same product as the packed layers."""
-        self._product = product_of(*self._folded())
+        self._product = packed_matmul(*self._folded())
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Query · (W x + b) of a constant query as one row a head: only D -> 16, not D -> 16·8."""
@@ -527,7 +527,7 @@ class AnySat(nn.Module):
             mask = None if valid is None or valid[part].all() else valid[part]
             return encoder(x[part], doy[part] if doy.shape[0] == n else doy, mask)
 
-        return in_parts(run, n, t, x, self.dim)
+        return run_chunked(run, n, t, x, self.dim)
 
     def patches(
         self, x: Tensor, valid: Tensor | None = None, *, local: bool = False, cls: bool = True
@@ -562,7 +562,7 @@ class AnySat(nn.Module):
             mask = None if valid is None or valid[part].all() else valid[part]
             return self.spatial_encoder(x[part], mask, rows)
 
-        tokens = in_parts(run, n, cells + 1, x, (cls + cells * local, dim))
+        tokens = run_chunked(run, n, cells + 1, x, (cls + cells * local, dim))
         return (tokens[:, 0] if cls else None), (tokens[:, int(cls) :] if local else None)
 
     def windows(
@@ -605,7 +605,7 @@ class AnySat(nn.Module):
             out: Tensor = cross(tokens, queries, bias, keys)
             return out
 
-        out = in_parts(run, b, 1 + p * q, x, (1 + p * q, dim))
+        out = run_chunked(run, b, 1 + p * q, x, (1 + p * q, dim))
         return out[:, 0], out[:, 1:].unflatten(1, (p, q))
 
     def _of_a_window(
@@ -622,7 +622,7 @@ class AnySat(nn.Module):
         attention: Any = self.blocks[-1].attn
         found = (code, *attention.queries(code, p, q))
         if self._shared is not None:
-            if len(self._shared) >= SHAPES_KEPT:
+            if len(self._shared) >= MAX_CACHED_SHAPES:
                 self._shared.clear()
             self._shared[key] = found
         return found
@@ -801,7 +801,7 @@ def unpatch(x: Tensor, b: int, p: int, q: int, side: int) -> Tensor:
     return x.reshape(b, p * side, q * side, -1)
 
 
-def in_parts(
+def run_chunked(
     run: Callable[[slice], Tensor], n: int, rows_each: int, like: Tensor, shape: int | tuple[int, ...]
 ) -> Tensor:
     """Run a stage over `n` items, a bounded number of rows at a time."""

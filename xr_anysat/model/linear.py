@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from xr_anysat.errors import DeviceError
 
-Product = Callable[[Tensor, bool], Tensor]
+MatMul = Callable[[Tensor, bool], Tensor]
 """Rows (..., inputs) to (..., outputs); whether a GELU follows."""
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +44,7 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, *parts: int) -> None:
         super().__init__(inputs, sum(parts))
         self.parts = parts
-        self._products: list[Product] | None = None
+        self._products: list[MatMul] | None = None
 
     def forward(self, x: Tensor, part: int = 0, *, gelu: bool = False) -> Tensor:
         """Outputs (..., outputs of the part) of rows (..., inputs), with an exact GELU behind them if asked."""
@@ -61,12 +61,12 @@ class Linear(nn.Linear):
         self.weight = self.bias = None  # type: ignore[assignment]
 
 
-def product_of(weight: Tensor, bias: Tensor) -> Product:
+def packed_matmul(weight: Tensor, bias: Tensor) -> MatMul:
     """The product in float32 with a weight (outputs, inputs) and a bias (outputs,) that change no more."""
     return _product("float32", weight.device)(weight, bias)
 
 
-def _product(precision: str, device: torch.device) -> Callable[[Tensor, Tensor], Product]:
+def _product(precision: str, device: torch.device) -> Callable[[Tensor, Tensor], MatMul]:
     """Maker of the product from a weight (outputs, inputs) and a bias (outputs,)."""
     if precision == "int8":
         if device.type != "cpu":
@@ -76,9 +76,15 @@ def _product(precision: str, device: torch.device) -> Callable[[Tensor, Tensor],
             )
         return _int8
     dtype = HALVES.get(precision, torch.float32)
-    if device.type == "cpu" and dtype != torch.float16 and torch.backends.mkldnn.is_available():
-        return partial(_onednn, dtype)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return partial(_onednn if _onednn_packs(dtype) else _rounded, dtype)
     return lambda weight, bias: partial(_torch, weight.to(dtype), bias.to(dtype))
+
+
+def _onednn_packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type on this CPU: for bfloat16 it needs AVX-512 or its like."""
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bfloat16 or dtype == torch.float32
 
 
 def _torch(weight: Tensor, bias: Tensor, x: Tensor, gelu: bool) -> Tensor:
@@ -86,7 +92,7 @@ def _torch(weight: Tensor, bias: Tensor, x: Tensor, gelu: bool) -> Tensor:
     return F.gelu(y) if gelu else y
 
 
-def _onednn(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> Product:
+def _onednn(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> MatMul:
     ops: Any = torch.ops.mkldnn
     packed, bias = ops._reorder_linear_weight(weight.to(dtype).contiguous(), PACKED_ROWS), bias.to(dtype)
 
@@ -98,7 +104,16 @@ def _onednn(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> Product:
     return product
 
 
-def _int8(weight: Tensor, bias: Tensor) -> Product:
+def _rounded(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> MatMul:
+    """The product of numbers rounded to `dtype`, summed in float32 as oneDNN sums them.
+
+    For CPUs without instructions for `dtype`, on which torch's own product of it is a hundred times slower.
+    """
+    inner = _onednn(torch.float32, weight.to(dtype).float(), bias.to(dtype).float())
+    return lambda x, gelu: inner(x.to(dtype).float(), gelu).to(dtype)
+
+
+def _int8(weight: Tensor, bias: Tensor) -> MatMul:
     """Weights in 8 bits with a scale an output, rows with one each, found as they come; sums are exact."""
     if weight.shape[1] < INT8_LEAST:
         return _onednn(torch.float32, weight, bias)

@@ -16,7 +16,8 @@ import numpy as np
 
 from xr_anysat.config import MODEL, option
 from xr_anysat.errors import OptionError
-from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder, load_state, loaded_sha256, offline
+from xr_anysat.model.checkpoint import offline
+from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder, load_state, loaded_sha256
 
 if TYPE_CHECKING:
     from torch import nn

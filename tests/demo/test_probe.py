@@ -1,0 +1,111 @@
+"""The probe: the same cells, classes and folds for embeddings and frames, on made-up and on one's own data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from xr_anysat import CubeError, OptionError
+from xr_anysat.__main__ import main
+from xr_anysat.demo import probe
+from xr_anysat.demo.run import read_landcover
+from xr_anysat.demo.scene import SyntheticScene, make_scene, open_scene
+
+QUICK = ["--model", "tiny", "--weights", "random", "--frames", "3", "--tile", "8", "--cells", "40"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScene:
+    return make_scene(tmp_path_factory.mktemp("scene"), size=(64, 64), dates=8)
+
+
+@pytest.fixture(scope="module")
+def store(scene: SyntheticScene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "cube.zarr"
+    open_scene(scene.folder).drop_encoding().chunk(time=-1).to_zarr(path, consolidated=True, zarr_format=2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def points(scene: SyntheticScene) -> gpd.GeoDataFrame:
+    cover = read_landcover(scene.landcover)
+    rows, cols = np.random.default_rng(0).integers(0, 64, (2, 500))
+    at = gpd.points_from_xy(cover.x.values[cols], cover.y.values[rows], crs=cover.rio.crs)
+    names = [scene.classes[code] for code in cover.values[rows, cols]]
+    table = gpd.GeoDataFrame({"cover": names}, geometry=at)
+    return table[table.groupby("cover")["cover"].transform("size") > 5]
+
+
+def test_a_made_up_scene_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "probe", *QUICK, "--size", "64", "--json", str(tmp_path / "probe.json")]) == 0
+    said = capsys.readouterr().out
+    assert "random weights: nothing learned is shown" in said
+    report = json.loads((tmp_path / "probe.json").read_text())
+    assert [row["channels"] for row in report["rows"]] == [256, 30, 60]
+    for row in report["rows"]:
+        assert f"{row['accuracy']:.1%} ± {row['spread']:.1%}" in said
+    # of spectra that tell classes apart by construction; a ninth or so would be chance
+    assert report["rows"][1]["accuracy"] > 0.6
+    settings = report["settings"]
+    assert (settings["model"], settings["weights"], settings["learned"]) == ("tiny", "random:0", False)
+    assert (settings["block_m"], settings["folds"], settings["patch_size_m"]) == (80, 5, 20)
+
+
+@pytest.mark.parametrize("kind", ["points", "polygons"])
+def test_ones_own_data(
+    store: Path, points: gpd.GeoDataFrame, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = points if kind == "points" else points.set_geometry(points.buffer(12, cap_style="square"))
+    labels.to_crs(4326).to_file(tmp_path / "labels.gpkg")
+    own = ["--cube", str(store), "--labels", str(tmp_path / "labels.gpkg"), "--column", "cover"]
+    assert main(["bench", "probe", *QUICK, *own]) == 0
+    assert f"cells of {points['cover'].nunique()} classes" in capsys.readouterr().out
+
+
+def test_cells_have_the_class_of_most_of_their_pixels(scene: SyntheticScene) -> None:
+    frames = open_scene(scene.folder).load().anysat.frames(2)
+    emb = frames.anysat.embed(None, norm="pastis", patch_size=40, tile=8, model="tiny", weights="random")
+    cover = read_landcover(scene.landcover)
+    table = probe._majority(emb, cover)
+    assert len(table) == emb.sizes["y"] * emb.sizes["x"]
+    for row, col, label in table.sample(20, random_state=0).values:
+        y, x = emb.y.values[row], emb.x.values[col]
+        here = cover.values[np.ix_(abs(cover.y.values - y) < 20, abs(cover.x.values - x) < 20)]
+        counts = np.bincount(here.ravel())
+        assert counts[label] == counts.max()
+
+
+def test_features_are_means_and_deviations_of_the_pixels_in_a_cell(scene: SyntheticScene) -> None:
+    frames = open_scene(scene.folder).load().anysat.frames(2)
+    frames[0, :, :3, :3] = np.nan
+    x, y = frames.x.values[[0, 12]] + [5, 5], frames.y.values[[0, 20]] - [5, 5]
+    mean, deviation = probe._moments(frames, x, y, 20.0)
+    block = frames.values[:, :, 20:22, 12:14].reshape(20, 4)
+    np.testing.assert_allclose(mean[1], np.nanmean(block, 1), rtol=1e-6)
+    np.testing.assert_allclose(deviation[1], np.nanstd(block, 1), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(mean[0, :10], mean[1, :10])  # nothing was seen: the mean of the others
+    border, _ = probe._moments(frames, x - 10, y + 10, 20.0)
+    np.testing.assert_allclose(border[0, 10:], frames.values[1, :, 0, 0], rtol=1e-6)
+
+
+def test_refusals(store: Path, points: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cube, labels and column go together"):
+        probe.run("cube.zarr")
+    with pytest.raises(OptionError, match=r"labels='nowhere\.gpkg' cannot be read"):
+        probe.run(str(store), "nowhere.gpkg", "cover")
+    points.to_file(tmp_path / "labels.gpkg")
+    quick = {"model": "tiny", "weights": "random", "frames": 2, "tile": 8}
+    with pytest.raises(OptionError, match=r"column='kind': wanted one of \['cover'\]"):
+        probe.run(str(store), str(tmp_path / "labels.gpkg"), "kind", **quick)
+    away = gpd.GeoDataFrame({"cover": ["a"]}, geometry=[shapely.Point(0, 0)], crs=points.crs)
+    away.to_file(tmp_path / "away.gpkg")
+    with pytest.raises(CubeError, match=r"0 observed cells of 0 classes.*are the labels where the cube is"):
+        probe.run(str(store), str(tmp_path / "away.gpkg"), "cover", **quick)
+    with pytest.raises(CubeError, match=r"one square of 640 m: take a larger area"):
+        probe.run(model="tiny", weights="random", frames=2, tile=64, size=24)
+    assert main(["bench", "probe", "--cube", "a.zarr"]) == 2

@@ -1,0 +1,1 @@
+"""What tests share: cubes, servers, weights and processes."""

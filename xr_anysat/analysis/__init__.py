@@ -1,0 +1,1 @@
+"""Analysis of embedding cubes: components, similarity, clusters, classification and vector data."""

@@ -1,0 +1,369 @@
+"""`classify`: a map from a few labelled points, and how far it can be trusted.
+
+The score comes from folds that are apart on the ground: points side by side look alike, the more so as cells of one
+window saw each other, and a random split would reward a map for knowing its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
+from xr_anysat.analysis.vector import OK, as_geodataframe, in_crs_of, values_at
+from xr_anysat.cube.reading import PIXEL
+from xr_anysat.errors import OptionError, warn
+from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.shared.grid import require_grid
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+METHODS = ("linear", "knn")
+
+NEIGHBORS = 5
+"""Labelled points that vote on a cell, with ``method="knn"``."""
+
+FOLDS = 5
+
+BLOCKS_ACROSS = 10
+"""Into how many blocks, at most, the longer side of the points' extent is cut."""
+
+TINY = 1e-12
+"""Least length and least vote: no division by zero."""
+
+MIN_POINTS_PER_CLASS = 2
+"""Points that a class must have."""
+
+MISSING = 0
+"""Code of cells where nothing was observed."""
+
+
+def classify(
+    emb: xr.DataArray,
+    points: GeoDataFrame,
+    column: str,
+    *,
+    method: str = "linear",
+    block_m: float | None = None,
+) -> xr.Dataset:
+    """Map classes from a few labelled points.
+
+    A classifier is fitted on the embeddings at the points, and says for each cell which class it is. How well it does
+    is measured by spatially blocked cross-validation: the ground is cut into squares, whole squares are left out in
+    turn, and the points in them are predicted from the others. The map itself is fitted on all points.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    points : GeoDataFrame
+        Labelled points, in any CRS, at least two a class. Those that lie beside the cube, where nothing was observed,
+        or have no label are left out, with a warning.
+    column : str
+        Of `points`: the class of each, text or numbers.
+    method : {"linear", "knn"}
+        ``"linear"``: logistic regression on standardized channels. ``"knn"``: the five nearest points by cosine
+        vote, each with 1 + cosine.
+    block_m : float, optional
+        Side of the squares in units of the CRS, metres; they start at its origin. Default: a tenth of the longer side
+        of the points' extent, but at least a window of the model, whose cells saw each other.
+
+    Returns
+    -------
+    Dataset
+        Lazy if `emb` is; the chunks that hold points are computed at once.
+
+        ``class`` (y, x) uint8, or uint16 from 256 classes
+            Codes from 1, in the order of the sorted labels; 0 (``nodata``) where nothing was observed. The
+            attributes ``flag_values`` and ``flag_meanings`` (CF) name them, and ``class_names`` as they were.
+        ``confidence`` (y, x) float32
+            Probability of that class (linear), or its share of the votes (knn), 0..1; NaN where nothing was observed.
+
+        ``attrs``: ``method``, ``column``, ``points`` and ``points_left_out``; ``cv_accuracy``, the share of points
+        that were predicted right, ``cv_f1_macro``, the mean of the classes' F1 scores, ``cv_accuracy_folds``, one a
+        fold, and ``cv_block_m``. If all points lie in one square there are no scores, and a warning says so.
+
+    Raises
+    ------
+    CubeTypeError, CubeError
+        If `emb` is not an embedding cube, or its coordinates do not tell where cells lie.
+    OptionError
+        If `points`, `column`, `method` or `block_m` is impossible, or a class has too few points.
+    AnySatError
+        If scikit-learn or geopandas is not installed.
+
+    Examples
+    --------
+    >>> import geopandas, numpy as np, xarray as xr
+    >>> import odc.geo.xr, xr_anysat
+    >>> emb = xr.DataArray(
+    ...     np.stack([np.eye(6) - 0.5, np.eye(6) * 2]), dims=("D", "y", "x"),
+    ...     coords={"y": 55.0 - 10 * np.arange(6), "x": 5.0 + 10 * np.arange(6)},
+    ... ).odc.assign_crs("EPSG:32632")
+    >>> at = geopandas.points_from_xy([5, 15, 45, 55, 5, 25], [55, 45, 15, 5, 5, 5])
+    >>> points = geopandas.GeoDataFrame({"cover": list("ddddoo")}, geometry=at, crs="EPSG:32632")
+    >>> made = emb.anysat.classify(points, "cover", block_m=20)
+    >>> made["class"].values[0], made["class"].attrs["flag_meanings"], made.attrs["cv_accuracy"]
+    (array([1, 2, 2, 2, 2, 2], dtype=uint8), 'd o', 1.0)
+    """
+    check_embedding(emb, "classify(points, 'class')")
+    if method not in METHODS:
+        raise OptionError(f"{method=}: wanted one of {', '.join(map(repr, METHODS))}")
+    import_optional("sklearn", "classify()")
+    taught, left_out = _training(emb, points, column)
+    counts = np.bincount(taught.codes)
+    few = [
+        f"{name!r} ({n})" for name, n in zip(taught.names, counts, strict=True) if n < MIN_POINTS_PER_CLASS
+    ]
+    if len(counts) < 2 or few:
+        seen = f"too few points of {', '.join(few)}" if few else f"points of {len(counts)} class"
+        raise OptionError(
+            f"{seen} in column {column!r}: wanted two classes at least, and {MIN_POINTS_PER_CLASS} points of each that "
+            f"lie on observed cells{f' ({left_out} points do not)' if left_out else ''}"
+        )
+    if left_out:
+        warn(
+            f"{left_out} of {len(points)} points are left out: they lie beside the cube or where nothing was observed, "
+            "or have no label. emb.anysat.sample(points) tells of each"
+        )
+    side = _side(emb, taught, block_m)
+    score = cross_validate(
+        partial(fit_classifier, method=method),
+        taught.values,
+        taught.codes,
+        blocks_of(taught.x, taught.y, side),
+    )
+    if score is None:
+        warn(
+            f"all points lie in one square of {side:g} m, so there is no cross-validation: pass a smaller block_m= "
+            "(cells of one window saw each other), or points that are farther apart"
+        )
+    with one_thread():
+        predict = fit_classifier(taught.values, taught.codes, method=method)
+    pair = map_cells(partial(_predict_class, predict=predict), emb, rows=2, dtype=np.float32, missing=np.nan)
+    kind = np.uint8 if len(counts) < 256 else np.uint16
+    codes = _codes(pair[0], kind)
+    names = [str(name) for name in taught.names]
+    flags = {
+        "long_name": f"class, from {column}",
+        "nodata": MISSING,
+        "flag_values": list(range(1, len(names) + 1)),
+        "flag_meanings": " ".join("_".join(name.split()) for name in names),
+        "class_names": names,
+    }
+    out = xr.Dataset(
+        {
+            "class": wrap_on_grid(emb, codes, "class", flags),
+            "confidence": wrap_on_grid(
+                emb, pair[1], "confidence", {"long_name": "confidence in the class", "units": "1"}
+            ),
+        }
+    )
+    out.attrs = {
+        "method": method,
+        "column": column,
+        "points": len(taught.codes),
+        "points_left_out": left_out,
+        "cv_block_m": side,
+    }
+    if score is not None:
+        out.attrs |= {
+            "cv_accuracy": score.accuracy,
+            "cv_f1_macro": score.f1_macro,
+            "cv_accuracy_folds": list(score.folds),
+        }
+    return out
+
+
+def _codes(decided: Any, kind: type[np.unsignedinteger[Any]]) -> Any:
+    """Codes from 1, and 0 where there is none, of class numbers from 0, and NaN."""
+    if isinstance(decided, np.ndarray):
+        return (np.nan_to_num(decided, nan=-1) + 1).astype(kind)
+    return decided.map_blocks(_codes, kind, dtype=kind, meta=np.empty((0, 0), kind))
+
+
+def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Number of the likeliest class of each cell, and how likely it is, (2, n)."""
+    likely = predict(batch)
+    return np.stack([likely.argmax(0), likely.max(0)])
+
+
+# ---------------------------------------------------------------------- labelled points
+
+
+@dataclass(frozen=True)
+class Training:
+    """Labelled points, in an order that is theirs and not the table's.
+
+    Attributes
+    ----------
+    values : ndarray, (n, D) float64
+        Embeddings.
+    codes : ndarray, (n,) int
+        Classes, from 0.
+    names : list
+        Of the classes, sorted.
+    x, y : ndarray, (n,)
+        Places in the cube's CRS.
+    """
+
+    values: np.ndarray
+    codes: np.ndarray
+    names: list[Any]
+    x: np.ndarray
+    y: np.ndarray
+
+
+def _training(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tuple[Training, int]:
+    """The points that can be learned from, and how many cannot."""
+    frame = as_geodataframe(points, "points", "classify()")
+    if column not in frame.columns or column == frame.active_geometry_name:
+        others = [name for name in frame.columns if name != frame.active_geometry_name]
+        raise OptionError(f"{column=}: wanted the column of points that holds the labels, one of {others}")
+    values, status = values_at(emb, frame.geometry, "classify()")
+    usable = (status == OK) & frame[column].notna().values
+    labels = frame[column].values[usable]
+    try:
+        names = sorted(set(labels.tolist()))
+    except TypeError as error:
+        raise OptionError(
+            f"column {column!r} mixes kinds of labels ({error}): wanted text or numbers alone"
+        ) from error
+    numbers = {name: i for i, name in enumerate(names)}
+    codes = np.array([numbers[label] for label in labels.tolist()], int)
+    at = in_crs_of(require_grid(emb, "classify()"), frame.geometry, ("Point",), "points")
+    x, y = at.x.values[usable], at.y.values[usable]
+    order = np.lexsort((codes, x, y))  # fits and folds round and break ties by it
+    chosen = values[usable].astype(np.float64)[order]
+    return Training(chosen, codes[order], names, x[order], y[order]), int((~usable).sum())
+
+
+def _side(emb: xr.DataArray, taught: Training, block_m: float | None) -> float:
+    """Side of the blocks that are left out together."""
+    if block_m is None:
+        extent = max(np.ptp(taught.x), np.ptp(taught.y))
+        return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * PIXEL))
+    if not block_m > 0 or not np.isfinite(block_m):
+        raise OptionError(f"{block_m=}: wanted a positive number of metres, or None")
+    return float(block_m)
+
+
+def blocks_of(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
+    """Number of the square block of the ground that each point lies in, (n,) int."""
+    at = np.floor(np.stack([y, x]) / side).astype(int)
+    return np.unique(at, axis=1, return_inverse=True)[1].ravel()
+
+
+# ---------------------------------------------------------------------- classifiers
+
+
+def fit_classifier(
+    values: np.ndarray, codes: np.ndarray, *, method: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A classifier of embeddings (n, D): its function from a batch (D, m) to probabilities (classes, m).
+
+    Classes that `codes` lack, as may be while a block is left out, have zeros.
+    """
+    if method == "knn":
+        units = values / np.maximum(np.sqrt(np.square(values).sum(1)), TINY)[:, None]
+        return partial(_votes, units=units, codes=codes)
+    known = np.unique(codes)
+    if known.size == 1:
+        return partial(_softmax, matrix=np.zeros((1, values.shape[1])), offset=np.zeros(1), known=known)
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(values)
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(values), codes)
+    matrix, offset = model.coef_ / scaler.scale_, model.intercept_
+    offset = offset - matrix @ scaler.mean_
+    if known.size == 2:  # scikit-learn keeps the difference alone
+        matrix, offset = (np.concatenate([np.zeros_like(part), part]) for part in (matrix, offset))
+    return partial(_softmax, matrix=matrix, offset=offset, known=known)
+
+
+def _softmax(batch: np.ndarray, *, matrix: np.ndarray, offset: np.ndarray, known: np.ndarray) -> np.ndarray:
+    scores = padded_matmul(matrix, batch) + offset[:, None]
+    raised = np.exp(scores - scores.max(0))
+    out = np.zeros((known[-1] + 1, batch.shape[1]))
+    out[known] = raised / raised.sum(0)
+    return out
+
+
+def _votes(batch: np.ndarray, *, units: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    cosines = padded_matmul(units, batch) / np.maximum(np.sqrt(np.square(batch).sum(0)), TINY)
+    count = min(NEIGHBORS, len(codes))
+    nearest = np.argpartition(-cosines, count - 1, axis=0)[:count]
+    votes = np.maximum(1 + np.take_along_axis(cosines, nearest, 0), TINY)
+    out = np.zeros((codes.max() + 1, batch.shape[1]))
+    for one, vote in zip(codes[nearest], votes, strict=True):
+        out[one, np.arange(batch.shape[1])] += vote
+    return out / out.sum(0)
+
+
+# ---------------------------------------------------------------------- the score
+
+
+@dataclass(frozen=True)
+class Score:
+    """What cross-validation found.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of all samples that were predicted right.
+    f1_macro : float
+        Mean of the classes' F1 scores, over all samples.
+    folds : tuple of float
+        Accuracy of each fold.
+    """
+
+    accuracy: float
+    f1_macro: float
+    folds: tuple[float, ...]
+
+
+def cross_validate(
+    fit: Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]],
+    values: np.ndarray,
+    codes: np.ndarray,
+    blocks: np.ndarray,
+) -> Score | None:
+    """Predict each sample from those of other blocks; None if there is only one block.
+
+    Parameters
+    ----------
+    fit : callable
+        As :func:`fitted`, but for its method.
+    values : ndarray, (n, D)
+    codes : ndarray, (n,) int
+        Classes, from 0.
+    blocks : ndarray, (n,) int
+        What is left out together.
+    """
+    from sklearn.metrics import f1_score
+
+    predicted = np.empty_like(codes)
+    folds = []
+    with one_thread():
+        for train, test in _folds(values, blocks):
+            predicted[test] = fit(values[train], codes[train])(values[test].T).argmax(0)
+            folds.append(float((predicted[test] == codes[test]).mean()))
+    if not folds:
+        return None
+    f1 = f1_score(codes, predicted, average="macro", zero_division=0)
+    return Score(float((predicted == codes).mean()), float(f1), tuple(folds))
+
+
+def _folds(values: np.ndarray, blocks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import GroupKFold
+
+    n = min(FOLDS, len(np.unique(blocks)))
+    if n > 1:
+        yield from GroupKFold(n).split(values, groups=blocks)

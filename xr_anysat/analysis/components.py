@@ -1,0 +1,192 @@
+"""What all cells of an embedding cube tell: `reduce` and `rgb`, `similarity` and `change`, `cluster`.
+
+A fit looks at a sample of cells, by scikit-learn, and gives a small model that can be stored and used on other cubes.
+What is then said of each cell is lazy where the cube is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
+from xr_anysat.analysis.fitted import PCAModel, _check_model, _sample
+from xr_anysat.analysis.sampling import CELLS
+from xr_anysat.errors import OptionError
+from xr_anysat.record import comparability_record
+from xr_anysat.shared.checks import check_embedding, check_whole_number, import_optional
+
+PERCENTILES = (2.0, 98.0)
+"""Of a component's scores in the sample: what becomes the least and the most of a colour."""
+
+CHANNELS = ("red", "green", "blue", "alpha")
+
+
+# ---------------------------------------------------------------------- fewer channels
+
+
+def reduce(
+    emb: xr.DataArray,
+    k: int | None = None,
+    *,
+    model: PCAModel | None = None,
+    cells: int = CELLS,
+    seed: int = 0,
+) -> tuple[xr.DataArray, PCAModel]:
+    """Reduce an embedding cube to its first `k` principal components.
+
+    They are fitted on a sample of the cells that were observed. This computes a lazy cube, the model included, block by
+    block; store it first (:func:`xr_anysat.to_zarr`, :func:`xr_anysat.open`) if it is to be used more than once. With a
+    `model` nothing is fitted or computed.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    k : int, optional
+        How many components. Default: all of `model`.
+    model : Reducer, optional
+        What an earlier call gave, on embeddings that were made alike: components then mean the same.
+    cells : int
+        How many cells to fit on, at most.
+    seed : int
+        Which ones: told by it and by their place in the cube, so that chunks make no difference.
+
+    Returns
+    -------
+    reduced : DataArray, (component, y, x) float32
+        Lazy if `emb` is; NaN where nothing was observed.
+    model : Reducer
+        To store (`to_json`) and to use on another year or area.
+
+    Raises
+    ------
+    CubeTypeError
+        If `emb` is not an embedding cube.
+    CubeError
+        If fewer than `k` cells were observed, or `model` was fitted on embeddings made otherwise.
+    OptionError
+        If `k`, `cells`, `seed` or `model` is impossible.
+    AnySatError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray(np.random.default_rng(0).normal(size=(8, 4, 5)), dims=("D", "y", "x"))
+    >>> reduced, model = emb.anysat.reduce(2)
+    >>> reduced.dims, reduced.shape, reduced.dtype
+    (('component', 'y', 'x'), (2, 4, 5), dtype('float32'))
+    >>> again, _ = emb.anysat.reduce(model=model)
+    >>> again.equals(reduced)
+    True
+    """
+    check_embedding(emb, "reduce(3)")
+    if model is None:
+        if k is None:
+            raise OptionError("neither k= nor model=: wanted how many components, emb.anysat.reduce(3)")
+        model = _fit_reducer(emb, k, cells, seed, "reduce()")
+    else:
+        _check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "reduce()")
+    k = check_whole_number("k", k or len(model.components), 1, len(model.components))
+    scores = map_cells(partial(_scores, model=model, k=k), emb, rows=k, dtype=np.float32, missing=np.nan)
+    attrs = {"long_name": "principal components of the embedding", **_fit_attrs(model, k)}
+    return wrap_on_grid(emb, scores, "reduced", attrs, dim="component", labels=np.arange(k)), model
+
+
+def rgb(
+    emb: xr.DataArray, *, model: PCAModel | None = None, cells: int = CELLS, seed: int = 0
+) -> tuple[xr.DataArray, PCAModel]:
+    """Colour an embedding cube by its first three principal components.
+
+    Each component is stretched from the 2nd to the 98th percentile of the sample it was fitted on. They are kept in the
+    model, so with it colours mean the same on another year or area.
+
+    Parameters
+    ----------
+    emb, model, cells, seed
+        As in :func:`reduce`, which says what a lazy cube costs. `model` has three components or more.
+
+    Returns
+    -------
+    image : DataArray, (band: red, green, blue, alpha; y, x) uint8
+        Lazy if `emb` is. `alpha` is 255, or 0 where nothing was observed: so ``image.plot.imshow()`` shows
+        nothing there, and so does QGIS in what ``image.rio.to_raster("image.tif")`` writes.
+    model : Reducer
+        To store (`to_json`) and to use on another year or area.
+
+    Raises
+    ------
+    CubeTypeError, CubeError, OptionError, AnySatError
+        As :func:`reduce`.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray(np.random.default_rng(0).normal(size=(8, 4, 5)), dims=("D", "y", "x"))
+    >>> emb[:, 0, 0] = np.nan
+    >>> image, model = emb.anysat.rgb()
+    >>> image.dims, image.dtype, image[:, 0, 0].values, image[3, 0, 1].item()
+    (('band', 'y', 'x'), dtype('uint8'), array([0, 0, 0, 0], dtype=uint8), 255)
+    """
+    check_embedding(emb, "rgb()")
+    if model is None:
+        model = _fit_reducer(emb, 3, cells, seed, "rgb()")
+    else:
+        _check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "rgb()")
+        if len(model.components) < 3:
+            raise OptionError(
+                f"a model of {len(model.components)} components: wanted three, emb.anysat.reduce(3)"
+            )
+    image = map_cells(partial(_colors, model=model), emb, rows=4, dtype=np.uint8, missing=0)
+    percentiles = [float(p) for p in PERCENTILES]
+    attrs = {
+        "long_name": "principal components as colours",
+        "stretch_percentiles": percentiles,
+        **_fit_attrs(model, 3),
+    }
+    return wrap_on_grid(emb, image, "rgb", attrs, dim="band", labels=list(CHANNELS)), model
+
+
+def _fit_reducer(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> PCAModel:
+    decomposition = import_optional("sklearn.decomposition", call)
+    k = check_whole_number("k", k, 1, emb.sizes["D"])
+    sample, seed = _sample(emb, k, cells, seed, call)
+    mean = sample.mean(0)
+    spread = float(np.square(sample - mean).sum())
+    with one_thread(), np.errstate(invalid="ignore", divide="ignore"):  # of cells that are all the same
+        found = decomposition.PCA(k, svd_solver="covariance_eigh" if len(sample) > 1 else "full").fit(sample)
+        components = found.components_
+        # the sign is free: let the largest weight be positive
+        components = components * np.sign(components[np.arange(k), np.abs(components).argmax(1)])[:, None]
+        scores = (sample - mean) @ components.T
+    low, high = np.percentile(scores, PERCENTILES, axis=0)
+    explained = np.square(scores).sum(0) / (spread or np.inf)
+    return PCAModel(
+        mean=tuple(mean), components=tuple(components), explained=tuple(explained), low=tuple(low), high=tuple(high),
+        cells=len(sample), seed=seed, made_with=comparability_record(emb),
+    )  # fmt: skip
+
+
+def _fit_attrs(model: PCAModel, k: int) -> dict[str, Any]:
+    return {
+        "explained_variance_ratio": list(model.explained[:k]),
+        "fitted_on_cells": model.cells,
+        "seed": model.seed,
+    }
+
+
+def _scores(batch: np.ndarray, *, model: PCAModel, k: int) -> np.ndarray:
+    return padded_matmul(np.array(model.components[:k]), batch - np.array(model.mean)[:, None])
+
+
+def _colors(batch: np.ndarray, *, model: PCAModel) -> np.ndarray:
+    low, high = (np.array(each[:3])[:, None] for each in (model.low, model.high))
+    span = np.where(high > low, high - low, np.inf)  # a component that is constant says nothing
+    share = np.clip((_scores(batch, model=model, k=3) - low) / span, 0, 1)
+    return np.concatenate([np.rint(255 * share), np.full((1, batch.shape[1]), 255.0)])

@@ -1,0 +1,141 @@
+"""Fitted models of numbers only: principal components and cluster centers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.analysis.sampling import MAX_SEED, sample_cells
+from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.record import check_comparable, comparability_record
+from xr_anysat.shared.checks import check_whole_number
+from xr_anysat.shared.serialization import Stored
+
+
+@dataclass(frozen=True)
+class _Fitted(Stored):
+    """A model of numbers alone: it compares."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _plain(getattr(self, each.name)))
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and lists as tuples of Python's own numbers."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class PCAModel(_Fitted):
+    """Principal components of embeddings, as :func:`reduce` and :func:`rgb` fit them.
+
+    Attributes
+    ----------
+    mean : tuple of D float
+        Of the sample; what is subtracted.
+    components : tuple of k tuples of D float
+        Unit vectors, that of the largest variance first. The largest weight of each is positive.
+    explained : tuple of k float
+        Share of the sample's variance.
+    low, high : tuple of k float
+        The 2nd and the 98th percentile of each component in the sample: colours are stretched between them.
+    cells : int
+        How many cells the sample had.
+    seed : int
+        Of the sample.
+    made_with : dict
+        Weights, statistics and settings of the embeddings it was fitted on.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray(np.random.default_rng(0).normal(size=(8, 4, 5)), dims=("D", "y", "x"))
+    >>> _, reducer = xr_anysat.reduce(emb, 2)
+    >>> xr_anysat.Reducer.from_json(reducer.to_json()) == reducer
+    True
+    """
+
+    mean: tuple[float, ...] = field(repr=False)
+    components: tuple[tuple[float, ...], ...] = field(repr=False)
+    explained: tuple[float, ...]
+    low: tuple[float, ...] = field(repr=False)
+    high: tuple[float, ...] = field(repr=False)
+    cells: int
+    seed: int
+    made_with: dict[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        k, depth = len(self.components), len(self.mean)
+        per_component = (self.explained, self.low, self.high)
+        if any(len(c) != depth for c in self.components) or any(len(p) != k for p in per_component):
+            raise OptionError(
+                f"{k} components of {depth} channels: wanted vectors and numbers of these lengths"
+            )
+
+
+@dataclass(frozen=True)
+class Clusters(_Fitted):
+    """Centres of clusters of embeddings, as :func:`cluster` fits them.
+
+    Attributes
+    ----------
+    centers : tuple of k tuples of D float
+        That of the most cells of the sample first.
+    shares : tuple of k float
+        Of the sample's cells.
+    cells : int
+        How many cells the sample had.
+    seed : int
+        Of the sample and the fit.
+    made_with : dict
+        Weights, statistics and settings of the embeddings it was fitted on.
+    """
+
+    centers: tuple[tuple[float, ...], ...] = field(repr=False)
+    shares: tuple[float, ...]
+    cells: int
+    seed: int
+    made_with: dict[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len({len(c) for c in self.centers}) != 1 or len(self.shares) != len(self.centers):
+            raise OptionError(
+                f"{len(self.centers)} centers and {len(self.shares)} shares: wanted as many of each"
+            )
+
+
+def _sample(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> tuple[np.ndarray, int]:
+    """A sample of at least `k` cells, and the seed."""
+    cells = check_whole_number("cells", cells, k)
+    seed = check_whole_number("seed", seed, 0, MAX_SEED)
+    sample = sample_cells(emb, cells, seed)
+    if len(sample) < k:
+        raise CubeError(
+            f"{call}: {len(sample)} of {emb.sizes['y'] * emb.sizes['x']} cells were observed, and {k} are wanted at "
+            "least: take a larger area or a longer period, or hand in a model= of another cube"
+        )
+    return sample, seed
+
+
+def _check_model(
+    model: Any, kind: type[PCAModel] | type[Clusters], emb: xr.DataArray, depth: int, call: str
+) -> None:
+    if not isinstance(model, kind):
+        raise OptionError(
+            f"model={str(model)[:60]!r}: wanted the {kind.__name__} that an earlier call gave, or "
+            f"xr_anysat.{kind.__name__}.from_json(text)"
+        )
+    check_comparable(comparability_record(emb), model.made_with, call, "of the model")
+    if depth != emb.sizes["D"]:
+        raise CubeError(
+            f"{call}: {emb.sizes['D']} channels, and a model of {depth}: wanted the channels that it was fitted on"
+        )

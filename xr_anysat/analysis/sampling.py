@@ -1,0 +1,114 @@
+"""A reproducible sample of the cells of an embedding cube.
+
+A pseudo-random key of its row, its column and the seed selects each cell, so the sample does not depend on chunks.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.analysis.cells import observed
+from xr_anysat.shared.graph import RECHUNK
+
+CELLS = 10_000
+"""Cells that a fit looks at, at most: 60 MB of 768 channels in float64."""
+
+MAX_SEED = 2**32 - 1
+"""Largest seed, as scikit-learn has it."""
+
+Cells = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Of sampled cells: keys, rows, columns (n,), values (n, D)."""
+
+
+def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
+    """A sample of the cells that were observed, (n, D) float64; computes a lazy cube, block by block.
+
+    Each cell has a pseudo-random key of its row, its column and the seed, and those of the smallest keys are
+    taken. So chunks, schedulers and what is missing elsewhere have no say in it.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+    cells : int
+        How many, at most.
+    seed : int
+
+    Returns
+    -------
+    ndarray
+        In the order of the keys: `cells` of them, or as many as were observed.
+    """
+    rows, cols = (np.arange(emb.sizes[dim], dtype=np.uint64) for dim in ("y", "x"))
+    options = {"count": cells, "seed": seed}
+    if emb.chunks is None:
+        box = _pick(emb.data, rows, cols, **options)
+    else:
+        import dask.array as da
+
+        data = emb.data.rechunk({0: -1}, method=RECHUNK)
+        numbers = (da.from_array(n, chunks=(c,)) for n, c in zip((rows, cols), data.chunks[1:], strict=True))
+        y, x = numbers
+        picked = da.blockwise(
+            _pick, "yx", data, "dyx", y, "y", x, "x", **options, adjust_chunks={"y": 1, "x": 1},
+            concatenate=True, align_arrays=False, dtype=object, meta=np.empty((0, 0), object),
+        )  # fmt: skip
+        merge = partial(_merge, count=cells)
+        box = da.reduction(
+            picked, chunk=_same, combine=merge, aggregate=merge, axis=(0, 1), dtype=object,
+            meta=np.empty((), object),
+        ).compute()  # fmt: skip
+    chosen: Cells = box.item()
+    values: np.ndarray = chosen[3].astype(np.float64)
+    return values
+
+
+def _same(box: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
+    return box
+
+
+def _merge(boxes: np.ndarray, axis: Any, keepdims: bool, count: int) -> np.ndarray:
+    """The cells of the smallest keys of several boxes."""
+    parts = zip(*boxes.ravel(), strict=True)
+    return _boxed(_smallest(tuple(np.concatenate(part) for part in parts), count), 2 if keepdims else 0)
+
+
+def _pick(values: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, count: int, seed: int) -> np.ndarray:
+    """The cells of the smallest keys of a block (D, h, w) that were observed, in a box."""
+    keys = _keys(rows, cols, seed)
+    y, x = np.nonzero(observed(values))
+    keys = keys[y, x]
+    if keys.size > count:
+        least = np.argpartition(keys, count - 1)[:count]
+        y, x, keys = y[least], x[least], keys[least]
+    return _boxed(_smallest((keys, rows[y], cols[x], values[:, y, x].T), count), 2)
+
+
+def _smallest(cells: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
+    keys, rows, cols, _ = cells
+    order = np.lexsort((cols, rows, keys))[:count]  # keys are seldom equal, places never
+    return tuple(part[order] for part in cells)
+
+
+def _boxed(cells: tuple[np.ndarray, ...], ndim: int) -> np.ndarray:
+    """An array that holds one object."""
+    box = np.empty((1,) * ndim, object)
+    box[(0,) * ndim] = cells
+    return box
+
+
+def _keys(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
+    """Pseudo-random keys (h, w) uint64 of cells, by row, column and seed."""
+    row = _mixed(rows + _mixed(np.array([seed], np.uint64)))
+    return _mixed(row[:, None] + _mixed(cols))
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's step from one uint64 to another (Steele, Lea and Flood, 2014); wraps around."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

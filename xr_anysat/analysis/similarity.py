@@ -1,0 +1,136 @@
+"""Cosine similarity to a reference vector, and cosine change between two cubes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.analysis.cells import map_cells, padded_matmul, wrap_on_grid
+from xr_anysat.analysis.vector import mean_embedding
+from xr_anysat.errors import OptionError
+from xr_anysat.record import check_comparable, comparability_record
+from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.shared.grid import check_same_grid
+
+
+def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
+    """Cosine of the angle between each cell's embedding and that of a place, or any vector.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
+        A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the
+        cube's CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres
+        lie in the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
+
+    Returns
+    -------
+    DataArray, (y, x) float32
+        In -1..1. Lazy if `emb` is; of a place, the chunks that hold it are computed at once. NaN where nothing was
+        observed.
+
+    Raises
+    ------
+    CubeTypeError
+        If `emb` is not an embedding cube.
+    CubeError
+        If its coordinates do not tell where cells lie.
+    OptionError
+        If `to` is something else, lies beside the cube, or nothing was observed there.
+    AnySatError
+        If geopandas is not installed, and `to` is a place.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray([[[1.0, 3.0, 0.0]], [[0.0, 4.0, -2.0]]], dims=("D", "y", "x"))
+    >>> emb.anysat.similarity(np.array([2.0, 0.0])).values
+    array([[1. , 0.6, 0. ]], dtype=float32)
+    """
+    check_embedding(emb, "similarity((x, y))")
+    vector, said = _reference(emb, to)
+    cosines = map_cells(partial(_cosine, vector=vector), emb, rows=1, dtype=np.float32, missing=np.nan)
+    attrs = {"long_name": "cosine similarity", "units": "1", "to": said}
+    return wrap_on_grid(emb, cosines[0], "similarity", attrs)
+
+
+def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+    """How far embeddings of one place differ: 1 minus the cosine of the angle between them.
+
+    The cubes have one grid, and were made alike but for their time. Those of ``norm="per_tile_zscore"`` were not: each
+    was normalized by its own statistics. Use ``"pastis"``, or one saved :func:`xr_anysat.statistics`, for both.
+
+    Parameters
+    ----------
+    emb, other : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made of two periods.
+
+    Returns
+    -------
+    DataArray, (y, x) float32
+        0 (the same direction) to 2. Lazy if one of them is; NaN where either lacks observations.
+
+    Raises
+    ------
+    CubeTypeError
+        If one is not an embedding cube.
+    CubeError
+        If their grids differ, or they were made with other weights, statistics or settings. The difference is named.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xr_anysat
+    >>> before = xr.DataArray([[[1.0, 3.0]], [[0.0, 4.0]]], dims=("D", "y", "x"))
+    >>> after = xr.DataArray([[[2.0, -4.0]], [[0.0, 3.0]]], dims=("D", "y", "x"))
+    >>> before.anysat.change(after).values
+    array([[0., 1.]], dtype=float32)
+    """
+    for each in (emb, other):
+        check_embedding(each, "change(other)")
+    check_same_grid(emb, other, "change()")
+    own, others = (
+        {**comparability_record(each), "anchor": each.attrs.get("anchor")} for each in (emb, other)
+    )
+    check_comparable(own, others, "change()", "in the other")
+    far = map_cells(_cosine_change, emb, other, rows=1, dtype=np.float32, missing=np.nan)
+    attrs = {
+        "long_name": "cosine change",
+        "units": "1",
+        "periods": [str(each.attrs.get("temporal_window", "not recorded")) for each in (emb, other)],
+    }
+    return wrap_on_grid(emb, far[0], "change", attrs)
+
+
+def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
+    """The vector (D,) float64 that cells are compared with, and what it is, in words."""
+    if isinstance(to, tuple) and len(to) == 2:
+        to = import_optional("shapely", "similarity()").Point(to)
+    if hasattr(to, "geom_type"):  # of shapely and of geopandas alike
+        said = str(to) if isinstance(to.geom_type, str) else f"{len(to)} places"
+        return mean_embedding(emb, to, "similarity()"), said
+    vector = np.asarray(to, float) if isinstance(to, np.ndarray | xr.DataArray | list) else np.empty(0)
+    if vector.shape != (emb.sizes["D"],) or not np.isfinite(vector).all() or not vector.any():
+        raise OptionError(
+            f"to={str(to)[:60]!r}: wanted a vector of {emb.sizes['D']} finite numbers that are not all 0, a point "
+            "(x, y), a point or polygon of shapely, or a GeoSeries"
+        )
+    return vector, "a vector"
+
+
+def _cosine(batch: np.ndarray, *, vector: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(batch).sum(0) * np.square(vector).sum())
+    with np.errstate(invalid="ignore"):  # a vector of zeros has no direction
+        return np.clip(padded_matmul(vector[None], batch) / length, -1, 1)
+
+
+def _cosine_change(batch: np.ndarray, other: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(batch).sum(0) * np.square(other).sum(0))
+    with np.errstate(invalid="ignore"):
+        return 1 - np.clip((batch * other).sum(0) / length, -1, 1)[None]

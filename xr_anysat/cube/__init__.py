@@ -1,0 +1,1 @@
+"""Sentinel-2 cubes: reading, compositing into frames, and normalization."""

@@ -1,0 +1,376 @@
+"""From digital numbers to what the model saw in training: clipping, normalization, statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.config import FRAMES, option
+from xr_anysat.cube.compositing import Period
+from xr_anysat.cube.compositing import frames as make_frames
+from xr_anysat.cube.reading import BANDS
+from xr_anysat.errors import CubeError, OptionError, warn
+from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.serialization import Stored
+
+DN_MAX = 10_000.0
+"""Digital numbers are clipped to 0..10 000 (reflectance 0..1) before normalization."""
+
+STD_FLOOR = 1e-6
+"""Least standard deviation divided by, as in rs-embed: a constant band becomes zero."""
+
+# Reflectance of clouds and glint passes 1, but not this, which is beyond 16 bits' 6.55; digital numbers always do.
+REFLECTANCE_MAX = 10.0
+
+# No surface's digital numbers lie beyond: markers of missing pixels do, and unsigned numbers that ran below zero.
+DN_LEAST, DN_MOST = -5_000, 32_767
+
+# Products of baseline 04.00 and later hold reflectance × 10 000 + 1000: nothing lies below.
+BOA_OFFSET = 1000
+
+# Darkest digital numbers above this are no sign of the offset: a bright scene just has none.
+BOA_OFFSET_DARK = 1400
+
+# Fewer values than this say nothing.
+BOA_OFFSET_COUNT = 10_000
+
+NORMS = (
+    "per_tile_zscore",
+    "per_window_zscore",
+    "unit_scale",
+    "reflectance",
+    "raw",
+    "none",
+    "pastis",
+    "treesatai",
+)
+
+STATISTICS_LAYER = "anysat-statistics-"
+"""How the names of lazy statistics begin in a graph, by which `to_zarr` finds them."""
+
+MERGED = 64
+"""Parts of lazy statistics that a task merges: a task says where each of its parts is, so few keep it small."""
+
+_SAME = {"reflectance": "unit_scale", "none": "raw"}
+
+
+@dataclass(frozen=True)
+class Statistics(Stored):
+    """Mean and standard deviation of each band, in digital numbers.
+
+    Attributes
+    ----------
+    mean, std : tuple of 10 float
+        In the order of :data:`xr_anysat.BANDS`, DN.
+    count : int
+        Observations (frames × valid pixels) they were computed from; 0 where that is not known.
+
+    Examples
+    --------
+    >>> import xr_anysat
+    >>> s = xr_anysat.Statistics.from_json(xr_anysat.cube.normalization.PASTIS.to_json())
+    >>> s == xr_anysat.cube.normalization.PASTIS
+    True
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            try:
+                values = tuple(float(v) for v in given)
+            except (TypeError, ValueError) as error:
+                raise OptionError(
+                    f"{name}={given!r}: wanted a number for each of {', '.join(BANDS)}"
+                ) from error
+            if len(values) != len(BANDS):
+                raise OptionError(
+                    f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}"
+                )
+            if not all(map(math.isfinite, values)):
+                raise OptionError(f"{name}={values}: wanted finite digital numbers")
+            object.__setattr__(self, name, values)
+        if any(s < 0 for s in self.std):
+            raise OptionError(f"std={self.std}: standard deviations cannot be negative")
+
+    def array(self) -> np.ndarray:
+        """(2, 10) float64: the means, then the standard deviations."""
+        return np.array([self.mean, self.std])
+
+
+# MODEL: gastruc/AnySat, the demo's TreeSatAI-TS statistics (clouds included).
+TREESATAI = Statistics(
+    mean=(4304.3, 4159.3, 4057.8, 4329.0, 4571.2, 4644.9, 4837.2, 4700.3, 2823.3, 2320.0),
+    std=(3538.0, 3324.2, 3270.1, 3250.5, 2897.4, 2754.5, 2821.5, 2626.0, 1731.6, 1549.3),
+)
+
+# PASTIS, Fold_1 (https://github.com/VSainteuf/pastis-benchmark).
+PASTIS = Statistics(
+    mean=(1165.94, 1375.65, 1429.22, 1764.80, 2719.27, 3063.61, 3205.90, 3319.11, 2422.90, 1639.37),
+    std=(1942.62, 1881.92, 1959.38, 1867.22, 1754.59, 1769.40, 1784.86, 1767.71, 1458.96, 1299.28),
+)
+
+_FIXED = {"pastis": PASTIS, "treesatai": TREESATAI}
+
+
+def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
+    """Name of a normalization and the statistics it fixes, if it does.
+
+    Examples
+    --------
+    >>> parse_norm("reflectance")
+    ('unit_scale', None)
+    >>> parse_norm("pastis")[1].mean[0]
+    1165.94
+    """
+    if isinstance(norm, Statistics):
+        return "statistics", norm
+    if isinstance(norm, Mapping):
+        if not {"mean", "std"} <= set(norm) <= {"mean", "std", "count"}:
+            raise OptionError(f"{norm=}: wanted 'mean' and 'std', ten numbers each")
+        return "statistics", Statistics(**norm)
+    if not isinstance(norm, str) or norm not in NORMS:
+        raise OptionError(
+            f"{norm=}: wanted one of {', '.join(map(repr, NORMS))}, or the Statistics that "
+            "cube.anysat.statistics() gives"
+        )
+    name = _SAME.get(norm, norm)
+    return name, _FIXED.get(name)
+
+
+def observed(values: np.ndarray) -> np.ndarray:
+    """Where all ten bands of frames (T, 10, y, x) were observed, (T, y, x) bool.
+
+    The model takes an observation whole or not at all.
+    """
+    there: np.ndarray = np.isfinite(values).all(1)
+    return there
+
+
+def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Digital numbers (T, 10, y, x) in 0..10 000, float32, zero where not `valid` (T, y, x)."""
+    clipped: np.ndarray = np.clip(values, 0.0, DN_MAX).astype(np.float32, copy=False)
+    return clipped if valid.all() else np.where(valid[:, None], clipped, np.float32(0))
+
+
+def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool = False) -> None:
+    """Look whether `values` (T, 10, y, x), not clipped yet, are digital numbers; changes nothing.
+
+    `offset_decided` says that the +1000 offset was settled by metadata, as ``open_s2`` does.
+
+    Raises
+    ------
+    CubeError
+        If they look like reflectance, 0..1.
+
+    Warns
+    -----
+    AnySatWarning
+        If they look as if the +1000 offset of baseline 04.00 were still in them, or a marker of missing pixels.
+    """
+    if not valid.any():
+        return
+    where: Any = True if valid.all() else valid[:, None]
+    most = float(values.max(where=where, initial=-np.inf))
+    least = float(values.min(where=where, initial=np.inf))
+    # whole numbers are dark ground, not reflectance
+    if 0 < most <= REFLECTANCE_MAX and (values % 1 > 0).any(where=where):
+        raise CubeError(
+            f"values up to {most:g} look like reflectance: wanted digital numbers, reflectance × 10 000. "
+            "Multiply first: (cube * 10000).anysat.embed(...)"
+        )
+    # Python shows a text once, so texts that differ with every block would flood the screen
+    if most > DN_MOST or least < DN_LEAST:
+        seen = most if most > DN_MOST else least
+        warn(
+            f"values of {seen:g} count as observed, but no reflectance × 10 000 goes that far: if it marks missing "
+            f"pixels, say so with nodata={seen:g}; if unsigned numbers ran below zero, cast to float before "
+            "subtracting. They were only clipped to 0..10 000"
+        )
+    suspicious = BOA_OFFSET <= least <= BOA_OFFSET_DARK and not offset_decided
+    if suspicious and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
+        warn(
+            f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{BOA_OFFSET} offset of "
+            f"processing baseline 04.00 and later were still in. If so, subtract it from what was observed: "
+            f"(cube.where(cube != nodata) - {BOA_OFFSET}).anysat.embed(nodata=float('nan')). Nothing was changed"
+        )
+
+
+def moments(values: np.ndarray) -> np.ndarray:
+    """Count, mean and sum of squared deviations (3, 10) float64 of frames (T, 10, y, x)."""
+    parts = []
+    for frame in values:  # one at a time: float64 is twice the size
+        valid = observed(frame[None])
+        rows = clip(frame[None], valid)[0][:, valid[0]].astype(np.float64)  # (10, n)
+        if rows.shape[1]:
+            mean = rows.mean(1)
+            count = np.full(len(BANDS), float(rows.shape[1]))
+            parts.append([count, mean, np.square(rows - mean[:, None]).sum(1)])
+    return merge_moments(np.array(parts).reshape(-1, 3, len(BANDS)))
+
+
+def merge_moments(parts: np.ndarray) -> np.ndarray:
+    """Moments (3, 10) of the whole, from the moments (n, 3, 10) of its parts.
+
+    Chan, Golub and LeVeque's formula (1983), in float64.
+    """
+    count, mean, spread = parts[:, 0], parts[:, 1], parts[:, 2]
+    total = count.sum(0)
+    whole = (count * mean).sum(0) / np.maximum(total, 1)
+    return np.stack([total, whole, (spread + count * np.square(mean - whole)).sum(0)])
+
+
+def _merged(parts: np.ndarray) -> np.ndarray:
+    return merge_moments(parts)[None]
+
+
+def mean_and_std(parts: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation (2, 10) from the moments (n, 3, 10); NaN where nothing was observed."""
+    count, mean, spread = merge_moments(parts)
+    unknown = np.where(count > 0, 0.0, np.nan)
+    return np.stack([mean, np.sqrt(spread / np.maximum(count, 1))]) + unknown
+
+
+def normalize(values: np.ndarray, valid: np.ndarray, norm: str, stats: np.ndarray | None) -> np.ndarray:
+    """What the model gets: (T, 10, y, x) float32, zero where missing.
+
+    Parameters
+    ----------
+    values : ndarray, (T, 10, y, x) float32
+        Clipped digital numbers.
+    valid : ndarray, (T, y, x) bool
+        What was observed.
+    norm : str
+        ``unit_scale``: divided by 10 000. ``raw``: as they are. ``per_window_zscore``: by the mean
+        and standard deviation of `values` themselves. All else: by `stats`.
+    stats : ndarray, (2, 10) float64, or None
+        Mean and standard deviation.
+
+    Returns
+    -------
+    ndarray
+    """
+    if norm == "raw":
+        return values
+    if norm == "unit_scale":
+        return values / np.float32(DN_MAX)
+    if norm == "per_window_zscore":
+        if not valid.any():
+            return values
+        stats = mean_and_std(moments(np.where(valid[:, None], values, np.nan))[None])
+    assert stats is not None  # every other mode comes with statistics
+    mean, std = stats.astype(np.float32)[:, :, None, None]
+    scaled: np.ndarray = (values - mean) / np.maximum(std, np.float32(STD_FLOOR))
+    return scaled if valid.all() else np.where(valid[:, None], scaled, np.float32(0))
+
+
+def statistics(
+    cube: xr.DataArray | xr.Dataset,
+    frames: int | None = FRAMES,
+    *,
+    period: Period = None,
+    reduce: str = "median",
+    empty: str = "drop",
+    doy: str = "midpoint",
+    doy_base: int = 0,
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+    fill_value: float | None = None,
+) -> Statistics:
+    """Mean and standard deviation of each band over all frames and valid pixels; computes at once.
+
+    Save them and hand them to every later call as ``norm=``: embeddings are then comparable between
+    areas and years, and do not depend on what else was in the cube.
+
+    Parameters
+    ----------
+    cube, frames, period, reduce, empty, doy, doy_base, bands, nodata, fill_value
+        As in :func:`xr_anysat.frames`.
+
+    Returns
+    -------
+    Statistics
+
+    Raises
+    ------
+    CubeError
+        If the cube cannot be read, holds reflectance, or nothing in it was observed.
+    OptionError
+        If an option is impossible.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     np.full((2, 10, 4, 4), 1000, "uint16"), dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.to_datetime(["2022-03-01", "2022-08-01"]), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> stats = xr_anysat.statistics(cube, frames=None)
+    >>> stats.mean[0], stats.std[0], stats.count
+    (1000.0, 0.0, 32)
+    """
+    made = make_frames(
+        cube, option("frames", frames), period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base,
+        bands=bands, nodata=nodata, fill_value=fill_value,
+    )  # fmt: skip
+    parts = np.asarray(lazy_moments(made.data, check=True, offset_decided="items" in made.attrs))
+    mean, std = mean_and_std(parts)
+    count = int(parts[:, 0, 0].sum())
+    if not count:
+        raise CubeError("nothing valid in this cube: no statistics (is nodata= right, is the mask too wide?)")
+    return Statistics(tuple(mean), tuple(std), count)
+
+
+def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False) -> Any:
+    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`.
+
+    Large chunks are taken one frame at a time, so that none waits for the others; a check looks at all frames.
+    """
+    if isinstance(data, np.ndarray):
+        return _block_moments(data, check, offset_decided)[0, 0, 0][None]
+    import dask.array as da
+
+    side = math.isqrt(TASK_BYTES // (data.shape[0] * data.shape[1] * data.dtype.itemsize))
+    small = max(map(max, data.chunks[2:])) <= side
+    frames = data.shape[0] if check or small else 1
+    data = data.rechunk((frames, -1, *(even_chunks(c, side) for c in data.chunks[2:])), method=RECHUNK)
+    parts = da.blockwise(
+        _block_moments, "tyxmb", data, "tbyx", check=check, offset_decided=offset_decided,
+        new_axes={"m": 3}, concatenate=True, align_arrays=False, adjust_chunks={"t": 1, "y": 1, "x": 1},
+        dtype=np.float64, meta=np.empty((0,) * 5),
+    )  # fmt: skip
+    return parts.reshape(-1, 3, len(BANDS))
+
+
+def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.ndarray:
+    if check:
+        check_values(values, observed(values), offset_decided=offset_decided)
+    return moments(values)[None, None, None]
+
+
+def tile_statistics(data: Any) -> Any:
+    """Mean and standard deviation (2, 10) of frames, lazily where `data` is lazy."""
+    parts = lazy_moments(data)
+    if isinstance(parts, np.ndarray):
+        return mean_and_std(parts)
+    import dask.array as da
+    from dask.base import tokenize
+
+    while len(parts) > MERGED:
+        parts = da.map_blocks(
+            _merged, parts.rechunk({0: MERGED}), chunks=(1, *parts.shape[1:]),
+            dtype=np.float64, meta=np.empty((0, 0, 0)),
+        )  # fmt: skip
+    return da.map_blocks(
+        mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
+        dtype=np.float64, meta=np.empty((0, 0)), name=STATISTICS_LAYER + tokenize(parts.name),
+    )  # fmt: skip

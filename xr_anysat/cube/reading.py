@@ -1,0 +1,492 @@
+"""What odc-stac, stackstac, xee, rioxarray or plain NumPy make of Sentinel-2, as one canonical cube.
+
+Everything after this module sees dims ``(time, band, y, x)``, the ten bands in AnySat's order, times
+sorted, rows from north to south, one meaning of "missing", and pixels of 10 m (or no CRS at all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import dask.array
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+BANDS = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
+"""The ten bands, in the order of the checkpoint."""
+
+PIXEL = 10.0
+"""Side of a pixel in metres: the resolution AnySat's Sentinel-2 projector was trained on."""
+
+MAX_STRETCH = 0.05
+"""By how much a projection's metre may differ from one on the ground without a warning."""
+
+# STAC common names, as Earth Search uses them (https://github.com/stac-extensions/eo)
+COMMON_NAMES = {
+    "blue": "B2", "green": "B3", "red": "B4", "rededge1": "B5", "rededge2": "B6", "rededge3": "B7",
+    "nir": "B8", "nir08": "B8A", "swir16": "B11", "swir22": "B12",
+}  # fmt: skip
+
+# B2, B02, b02, B02_10m (CDSE), S2-L2A-B02 (openEO): the number is what counts
+_BAND_NAME = re.compile(r"(?:^|[^A-Z0-9])B0?(\d{1,2}|8A)(?:_\d+M)?$")
+
+DIM_NAMES = {
+    "time": ("time", "t"),
+    "band": ("band", "bands"),
+    "y": ("y", "Y", "latitude", "lat"),
+    "x": ("x", "X", "longitude", "lon"),
+}
+
+_NODATA_KEYS = ("nodata", "_FillValue", "missing_value")
+
+
+@dataclass(frozen=True)
+class Cube:
+    """A canonical cube.
+
+    Attributes
+    ----------
+    array : DataArray, (time, band, y, x)
+        Digital numbers (reflectance × 10 000) of any integer or float dtype; coords ``time``,
+        ``band`` and whatever scalar or spatial coords there were.
+    nodata : float
+        The value that marks a missing pixel, besides NaN; NaN where only NaN does.
+    geobox : odc.geo.geobox.GeoBox or None
+        CRS and pixel grid; None for plain arrays.
+    """
+
+    array: xr.DataArray
+    nodata: float
+    geobox: GeoBox | None
+
+
+def band_name(name: Hashable) -> str | None:
+    """AnySat's name of a band under any of the names in use, or None.
+
+    Examples
+    --------
+    >>> [band_name(n) for n in ("B02", "nir08", "B8A_20m", "S2-L2A-B12", "SCL", 1)]
+    ['B2', 'B8A', 'B8A', 'B12', None, None]
+    """
+    text = str(name)
+    if text.lower() in COMMON_NAMES:
+        return COMMON_NAMES[text.lower()]
+    found = _BAND_NAME.search(text.upper())
+    canonical = f"B{found[1]}" if found else None
+    return canonical if canonical in BANDS else None
+
+
+def read_cube(
+    obj: xr.DataArray | xr.Dataset, *, bands: Sequence[str] | None = None, nodata: float | None = None
+) -> Cube:
+    """Read any maker's Sentinel-2 cube as the canonical one; looks at metadata only, never at pixels.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        A DataArray with a band dimension (no time dimension but a scalar ``time``: one date), or a
+        Dataset with a variable a band.
+    bands : sequence of str, optional
+        Names of the bands (or of the Dataset's variables) in their order, where the cube has none.
+    nodata : float, optional
+        Value of missing pixels. Default: what attrs or encoding say (``nodata``, ``_FillValue``),
+        else 0 for integers and NaN for floats. NaN is always missing.
+
+    Returns
+    -------
+    Cube
+
+    Raises
+    ------
+    CubeError
+        Bands, dims, times or the grid are missing, ambiguous or impossible.
+    CubeTypeError
+        `obj` is not an xarray object.
+    """
+    if isinstance(obj, xr.Dataset):
+        array, nodata = _stack(obj, bands, nodata)
+    elif isinstance(obj, xr.DataArray):
+        array = _rename_dims(obj)
+        array = _select_bands(array, bands)
+        nodata = _nodata(array, nodata)
+    else:
+        raise CubeTypeError(
+            f"a {type(obj).__name__}: wanted an xarray DataArray (time, band, y, x) or a Dataset with a "
+            "variable a band; wrap an array with xarray.DataArray(values, dims=('time', 'band', 'y', 'x'), "
+            "coords={'time': dates, 'band': names})"
+        )
+    if array.dtype.kind not in "iuf":
+        raise CubeError(
+            f"values of dtype {array.dtype}: wanted integers or floats, cast with .astype('float32')"
+        )
+    array = _sort_times(array)
+    array, geobox = _north_up(array, _find_crs(obj, array))
+    _warn_unapplied_scale(obj)
+    # band-level coords (title, gsd, ...) would be wrong on what follows; 1-D coords of time may stay
+    array = array.drop_vars([k for k, c in array.coords.items() if "band" in c.dims and k != "band"])
+    return Cube(array, float(nodata), geobox)
+
+
+def valid_pixels(values: np.ndarray, nodata: float) -> np.ndarray:
+    """Where `values` were observed, band by band: neither NaN, nor infinite, nor `nodata`."""
+    there = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    return there if np.isnan(nodata) else there & (values != nodata)
+
+
+def blank_missing(values: np.ndarray, nodata: float) -> np.ndarray:
+    """`values` as float32 with NaN for what is missing."""
+    return np.where(valid_pixels(values, nodata), values, np.nan).astype(np.float32)
+
+
+# ---------------------------------------------------------------------- dims, bands, nodata
+
+
+def _rename_dims(obj: xr.DataArray) -> xr.DataArray:
+    """Dims under their canonical names and in their order, one date included."""
+    names = {}
+    for want, known in DIM_NAMES.items():
+        found = [d for d in obj.dims if d in known]
+        if len(found) > 1:
+            raise CubeError(f"dims {found} could all be {want!r}: rename them, cube.rename({{...}})")
+        if found:
+            names[found[0]] = want
+    missing = [d for d in ("band", "y", "x") if d not in names.values()]
+    extra = [d for d in obj.dims if d not in names]
+    if missing or extra:
+        raise CubeError(
+            f"dims {tuple(obj.dims)}: wanted (time, band, y, x)"
+            + (f", without {', '.join(map(repr, missing))} it is no cube of bands" if missing else "")
+            + (f", and {', '.join(map(repr, extra))} is not one of them" if extra else "")
+            + ". Rename or select: cube.rename({'old': 'band'}), cube.isel(extra=0); a Dataset with a "
+            "variable a band is taken as it is"
+        )
+    array = obj
+    for old, new in names.items():
+        beside = array.coords.get(new)
+        if old == new:
+            continue
+        if beside is None:
+            array = array.rename({old: new})
+        elif beside.dims == (old,):  # dim t with dates in the coordinate time
+            array = array.swap_dims({old: new})
+        else:
+            raise CubeError(
+                f"a dim {old!r} and beside it a coordinate {new!r} {beside.dims}: which is it? Drop the "
+                f"coordinate, cube.drop_vars({new!r})"
+            )
+    if "time" not in array.dims:
+        scalar = next((n for n in DIM_NAMES["time"] if n in array.coords), None)
+        if scalar is None:
+            raise CubeError(
+                "no time: AnySat needs the date of every image. Add it with "
+                "cube.expand_dims(time=[numpy.datetime64('2022-06-01')])"
+            )
+        array = array.rename({scalar: "time"} if scalar != "time" else {}).expand_dims("time")
+    for dim in ("time", "y", "x"):
+        if array.sizes[dim] == 0:
+            raise CubeError(f"dims {dict(array.sizes)}: {dim!r} is empty, so there is nothing to embed")
+    return array.transpose("time", "band", "y", "x")
+
+
+def _order_bands(names: Sequence[Hashable], what: str) -> list[int]:
+    """Positions of the ten bands among `names`."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        canonical = band_name(name)
+        if canonical is not None:
+            found.setdefault(canonical, []).append(i)
+    twice = {b: [str(names[i]) for i in at] for b, at in found.items() if len(at) > 1}
+    if twice:
+        raise CubeError(
+            f"{what} {twice} are several of the same band: select one of each, e.g. cube.sel(band=[...])"
+        )
+    missing = [b for b in BANDS if b not in found]
+    if missing:
+        raise CubeError(
+            f"{what} {[str(n) for n in names]}: missing {', '.join(missing)}. AnySat needs the ten bands "
+            f"{', '.join(BANDS)} (also as B02, blue, B02_10m, ...): load them, or name them with bands=[...]"
+        )
+    return [found[b][0] for b in BANDS]
+
+
+def _given_names(bands: Sequence[str], count: int, what: str) -> list[str]:
+    if isinstance(bands, str):
+        raise OptionError(f"{bands=}: wanted a list of names, one for each of the {count} {what}")
+    names = list(bands)
+    if len(names) != count:
+        raise OptionError(f"bands={names} has {len(names)} names: wanted one for each of the {count} {what}")
+    return names
+
+
+def _select_bands(array: xr.DataArray, bands: Sequence[str] | None) -> xr.DataArray:
+    count = array.sizes["band"]
+    names: list[Any]
+    if bands is not None:
+        names = _given_names(bands, count, "bands of the cube")
+    elif "band" in array.coords:
+        names = list(array["band"].values)
+    else:
+        names = list(range(count))
+    if not any(isinstance(n, str) for n in names):
+        raise CubeError(
+            f"bands without names ({names}): they are matched by name, never by position. Name them with "
+            "bands=['B02', 'B03', ...] in the cube's order, or cube.assign_coords(band=[...])"
+        )
+    order = _order_bands(names, "bands")
+    picked = array if order == list(range(count)) else array.isel(band=order)
+    return picked.assign_coords(band=list(BANDS))
+
+
+def _declared_nodata(var: xr.DataArray) -> float | None:
+    # floats with an encoding were decoded: their missing values are NaN already, and the encoding's
+    # number is one of before scale and offset
+    for store in (var.attrs, {} if var.dtype.kind == "f" else var.encoding):
+        for key in _NODATA_KEYS:
+            if store.get(key) is not None:
+                try:
+                    return float(np.asarray(store[key]).reshape(-1)[0])
+                except (ValueError, TypeError, IndexError) as error:
+                    raise CubeError(
+                        f"{key}={store[key]!r} in the cube's metadata: wanted a number. Say what marks a missing "
+                        "pixel with nodata=, e.g. nodata=0"
+                    ) from error
+    return None
+
+
+def _nodata(var: xr.DataArray, given: float | str | None) -> float:
+    if isinstance(given, str) and given == "nan":  # as a record in JSON has it
+        return float("nan")
+    if given is not None:
+        if isinstance(given, bool) or not isinstance(given, int | float | np.integer | np.floating):
+            raise OptionError(f"nodata={given!r}: wanted a number, or None to go by the cube's own metadata")
+        return float(given)
+    declared = _declared_nodata(var)
+    if declared is not None:
+        return declared
+    return 0.0 if var.dtype.kind in "iu" else float("nan")
+
+
+def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) -> tuple[xr.DataArray, float]:
+    """The variables of the ten bands as one array, and their nodata."""
+    names: list[Hashable] = list(ds.data_vars)
+    cubes = [n for n in names if any(d in DIM_NAMES["band"] for d in ds[n].dims)]
+    if bands is None and cubes and not any(map(band_name, names)):
+        raise CubeError(
+            f"a Dataset of the variables {[str(n) for n in names]}, none of them a band: wanted a variable a band, or "
+            f"the DataArray itself, dataset[{str(cubes[0])!r}]"
+        )
+    labels: Sequence[Hashable] = names if bands is None else _given_names(bands, len(names), "variables")
+    order = _order_bands(labels, "variables")
+    dims = {v for known in DIM_NAMES.values() for v in known}
+    picked = []
+    for i in order:
+        var = ds[names[i]]
+        extra = [d for d in var.dims if d not in dims or d in DIM_NAMES["band"]]
+        if extra:
+            raise CubeError(f"variable {names[i]!r} has dims {var.dims}: wanted (time, y, x)")
+        picked.append(var)
+    values = [_nodata(v, nodata) for v in picked]
+    same = all(v == values[0] or (np.isnan(v) and np.isnan(values[0])) for v in values)
+    if not same:  # one array has one nodata: NaN stands for all of them
+        picked = [v.where(v != n).astype("float32") for v, n in zip(picked, values, strict=True)]
+        values = [float("nan")]
+    if len({v.shape for v in picked}) > 1 or len({v.dims for v in picked}) > 1:
+        shapes = {str(v.name): dict(v.sizes) for v in picked}
+        raise CubeError(
+            f"the bands differ in shape: {shapes}. Load them on one 10 m grid, odc.stac.load(..., resolution=10)"
+        )
+    first = picked[0]
+    lazy = any(v.chunks is not None for v in picked)
+    stack = dask.array.stack if lazy else np.stack
+    array = xr.DataArray(
+        stack([v.data for v in picked]), dims=("band", *first.dims), coords={**first.coords, "band": list(BANDS)},
+        name="s2", attrs=ds.attrs,
+    )  # fmt: skip
+    return _rename_dims(array), values[0]
+
+
+def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
+    arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[v] for v in obj.data_vars if band_name(v)]
+    offsets = {float(a.attrs["add_offset"]) for a in arrays if a.attrs.get("add_offset")}
+    if offsets:
+        warn(
+            f"attrs say add_offset={sorted(offsets)}, which was not applied to the values: if these are "
+            "products of baseline 04.00 or later, subtract 1000 from the digital numbers first"
+        )
+
+
+# ---------------------------------------------------------------------- times
+
+
+def _sort_times(array: xr.DataArray) -> xr.DataArray:
+    if "time" not in array.coords:
+        raise CubeError(
+            f"the {array.sizes['time']} images have no dates: add them with cube.assign_coords(time=dates)"
+        )
+    times: np.ndarray = array["time"].values
+    if times.dtype.kind in "OUT" and all(isinstance(t, str | date | np.datetime64) for t in times):
+        # what is no date stays what it is, and is refused below
+        with contextlib.suppress(ValueError):
+            times = pd.to_datetime(times, format="ISO8601", utc=True).tz_localize(None).to_numpy()
+            array = array.assign_coords(time=times)
+    if times.dtype.kind != "M":
+        raise CubeError(
+            f"times of dtype {times.dtype} ({times[:1]}...): wanted datetime64 or ISO 8601 text, "
+            "cube.assign_coords(time=pandas.to_datetime([...]))"
+        )
+    if np.isnat(times).any():
+        raise CubeError(
+            f"{int(np.isnat(times).sum())} of {times.size} times are NaT: drop or date those images"
+        )
+    if (np.diff(times) >= np.timedelta64(0)).all():
+        return array
+    return array.isel(time=np.argsort(times, kind="stable"))
+
+
+# ---------------------------------------------------------------------- grid
+
+
+def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
+    """The CRS, wherever the cube's maker put it, or None."""
+    from odc.geo import CRS
+    from odc.geo.xr import ODCExtensionDa
+
+    found = ODCExtensionDa(array).crs
+    if found is not None:
+        return found
+    places: list[Any] = []
+    if isinstance(obj, xr.Dataset):  # openEO: a data variable named by grid_mapping
+        for var in obj.data_vars.values():
+            mapping = var.attrs.get("grid_mapping", var.encoding.get("grid_mapping"))
+            if mapping in obj.variables:
+                wkt: Mapping[Hashable, Any] = obj[mapping].attrs
+                places += [wkt.get("spatial_ref"), wkt.get("crs_wkt")]
+    places += [obj.attrs.get("crs"), array.attrs.get("crs")]
+    for name in ("proj:epsg", "epsg", "proj:code"):  # stackstac
+        if name in obj.coords and obj[name].ndim == 0:
+            places.append(obj[name].item())
+    for place in places:
+        if place is not None and place != "":
+            try:
+                return CRS(f"EPSG:{place}" if isinstance(place, int) else str(place))
+            except Exception as error:
+                raise CubeError(
+                    f"CRS {place!r} cannot be understood ({error}): set it with cube.odc.assign_crs('EPSG:32632')"
+                ) from error
+    return None
+
+
+_REPROJECT = (
+    "AnySat sees pixels of 10 m in a projected CRS: load with odc.stac.load(..., crs='utm', resolution=10), "
+    "or reproject with cube.odc.reproject('utm', resolution=10)"
+)
+
+
+def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | None]:
+    """Rows from north to south and columns from west to east, and the grid they lie on."""
+    if crs is None:
+        if _looks_like_degrees(array):
+            y, x = (array[d].values for d in ("y", "x"))
+            raise CubeError(
+                f"no CRS, and coordinates that look like degrees (y {y[0]:g} to {y[-1]:g}, x {x[0]:g} to {x[-1]:g}). "
+                f"{_REPROJECT}"
+            )
+        return array, None
+    name = crs.to_epsg() or crs
+    if crs.geographic:
+        raise CubeError(f"pixels in degrees ({name}). {_REPROJECT}")
+    units = {axis.unit_name for axis in crs.proj.axis_info if axis.unit_conversion_factor != 1}
+    if units:
+        raise CubeError(f"a CRS in {', '.join(sorted(units))} ({name}). {_REPROJECT}")
+    for dim in ("y", "x"):
+        if dim not in array.coords or array[dim].dtype.kind not in "iuf":
+            raise CubeError(
+                f"a CRS ({name}) but no {dim!r} coordinates: add them with "
+                "cube.assign_coords(y=..., x=...), centres of pixels in metres, or drop the CRS: "
+                "cube.drop_vars('spatial_ref')"
+            )
+    from odc.geo.xr import ODCExtensionDa, assign_crs
+
+    known = ODCExtensionDa(array).geobox  # knows a rotation and the side of a single pixel, if anything does
+    if known is not None and not known.axis_aligned:
+        raise CubeError(f"a rotated grid ({name}): wanted rows from west to east. {_REPROJECT}")
+    single = PIXEL if known is None else abs(known.resolution.x)
+    array = _centres(assign_crs(array, crs))
+    size = []
+    for dim, sign in (("y", -1), ("x", 1)):
+        steps = np.diff(array[dim].values.astype(float))
+        if steps.size and np.ptp(steps) > 1e-3 * PIXEL:
+            raise CubeError(f"the {dim!r} coordinates are not evenly spaced. {_REPROJECT}")
+        step = float(np.mean(steps)) if steps.size else single * sign
+        if step * sign < 0:
+            array = array.isel({dim: slice(None, None, -1)})
+        size.append(abs(step))
+    # a tenth of a pixel from one end to the other
+    if any(abs(s - PIXEL) * array.sizes[d] > 0.1 * PIXEL for s, d in zip(size, ("y", "x"), strict=True)):
+        raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
+    geobox = _exact_geobox(array, crs)
+    _warn_if_stretched(geobox, name)
+    return array, geobox
+
+
+def _warn_if_stretched(geobox: GeoBox, name: Any) -> None:
+    """Say so if the projection's metres are far from those on the ground, as Web Mercator's are."""
+    from pyproj import Proj
+
+    assert geobox.crs is not None  # it was made with one
+    projection = Proj(geobox.crs.proj)
+    lon, lat = projection(*geobox.boundingbox.bbox[:2], inverse=True)
+    scale = projection.get_factors(lon, lat).areal_scale ** 0.5
+    if abs(1 / scale - 1) > MAX_STRETCH:
+        warn(
+            f"10 m of this CRS ({name}) are {10 / scale:.1f} m on the ground here, and AnySat was trained on pixels "
+            f"of 10 m. {_REPROJECT}"
+        )
+
+
+def _centres(array: xr.DataArray) -> xr.DataArray:
+    """The array with coordinates at the centres of pixels, where stackstac put them at their corners.
+
+    Its default is ``xy_coords="topleft"``; ``attrs["transform"]`` is the grid's whichever they are.
+    """
+    try:
+        a, _, left, _, e, top = (float(v) for v in tuple(array.attrs.get("transform", ()))[:6])
+    except (TypeError, ValueError):
+        return array
+    pixels = [(array["x"].values[0] - left) / PIXEL, (array["y"].values[0] - top) / PIXEL]
+    if (abs(a), abs(e)) == (PIXEL, PIXEL) and all(abs(p - round(p)) < 1e-3 for p in pixels):
+        return array.assign_coords(x=array["x"] + a / 2, y=array["y"] + e / 2)
+    return array
+
+
+def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
+    """The grid of 10 m pixels whose first centre is the array's first coordinate."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    left = float(array["x"].values[0]) - PIXEL / 2
+    top = float(array["y"].values[0]) + PIXEL / 2
+    shape = (array.sizes["y"], array.sizes["x"])
+    return GeoBox(shape, Affine(PIXEL, 0, left, 0, -PIXEL, top), crs)
+
+
+def _looks_like_degrees(array: xr.DataArray) -> bool:
+    """Whether a cube without a CRS has coordinates of less than a metre that fit on a globe."""
+    for dim, most in (("y", 90.0), ("x", 360.0)):
+        if dim not in array.coords or array[dim].dtype.kind != "f" or array.sizes[dim] < 2:
+            return False
+        values = array[dim].values
+        if abs(values).max() > most or abs(values[1] - values[0]) >= 0.1:
+            return False
+    return True

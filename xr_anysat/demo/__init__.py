@@ -1,0 +1,1 @@
+"""A synthetic landscape, the demo that embeds it, and a linear probe."""

@@ -1,0 +1,159 @@
+"""Windows through the model, block by block: here and in `overlap` dask meets torch.
+
+A block is a whole number of windows (cut only by the ends of the cube). Its task gets the frames of
+its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once a
+process. Nothing that is not in those arguments takes part, so results cannot depend on chunks.
+
+What a forward may take is decided here too. One runs at a time on a device of a process, for it fills
+the device, or all threads that torch has. Torch has as many as the user set (`torch.set_num_threads`,
+`OMP_NUM_THREADS`; else a thread a core), except in a task of a dask-distributed worker: there it has the
+worker's. Left alone, torch would take every core of the machine in each worker that has no nanny, and a
+single one in each that has, since a nanny sets `OMP_NUM_THREADS=1`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xr_anysat.cube.normalization import check_values, observed
+from xr_anysat.cube.reading import BANDS
+from xr_anysat.embedding.forward import (
+    _autocast,
+    _call,
+    crop_to_cube,
+    exclusive_encoder,
+    observed_windows,
+    patches,
+    run_in_batches,
+    window_tensors,
+)
+from xr_anysat.embedding.lattice import PixelRange, block_side, cell_chunks
+from xr_anysat.embedding.settings import BlockSpec, WindowPosition
+from xr_anysat.errors import warn
+from xr_anysat.model.weights import get_encoder
+from xr_anysat.shared.graph import RECHUNK
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 64 << 20
+"""Bytes that the input and the output of a block may each have: larger ones gain nothing, and wait in memory."""
+
+MIN_BLOCKS = 64
+"""Blocks that a cube is cut into, if it has that many windows: workers idle while the last ones are finished."""
+
+OVERLAP_BLOCK_FACTOR = 4
+"""So many times larger are blocks where windows overlap, for those on a border are computed by both."""
+
+
+def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec) -> Any:
+    """Embed frames in windows that lie side by side.
+
+    Parameters
+    ----------
+    frames : ndarray or dask array, (T, 10, y, x) float32
+        Digital numbers, NaN where missing.
+    stats : ndarray or dask array, (2, 10) float64, or None
+        Mean and standard deviation to normalize by, where `settings.norm` needs them.
+    rows, cols : Axis
+        Place of the pixels on the lattice.
+    settings : Settings
+
+    Returns
+    -------
+    ndarray or dask array, (D, y cells, x cells) float32
+        NumPy in, NumPy out.
+    """
+    import dask.array as da
+
+    eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
+    windows = block_windows(rows, cols, settings, dates)
+    down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
+    blocks = ((dates,), (len(BANDS),), down, across)
+    if eager:  # the same graph, computed at once; a name of its own spares hashing all pixels
+        get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
+        frames = da.from_array(frames, chunks=blocks, name=False)
+    out = da.blockwise(
+        encode_block, "dyx",
+        frames.rechunk(blocks, method=RECHUNK), "tbyx",
+        stats if stats is None else da.asarray(stats), stats if stats is None else "sc",
+        da.from_array(np.arange(rows.start, rows.stop), chunks=(down,)), "y",
+        da.from_array(np.arange(cols.start, cols.stop), chunks=(across,)), "x",
+        settings=settings,
+        new_axes={"d": settings.channels},
+        adjust_chunks={
+            "y": cell_chunks(rows, down, settings.cell),
+            "x": cell_chunks(cols, across, settings.cell),
+        },
+        concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
+    )  # fmt: skip
+    return out.compute(scheduler="synchronous") if eager else out
+
+
+def pixel_bytes(settings: BlockSpec, dates: int) -> tuple[float, float]:
+    """Bytes that a pixel has in a block's frames and in its embedding."""
+    return dates * len(BANDS) * 4.0, settings.channels * 4 / settings.cell**2
+
+
+def block_windows(rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int) -> int:
+    """Windows on the side of a block."""
+    limit, at_least = block_limits(settings)
+    most = max(pixel_bytes(settings, dates))
+    return block_side(rows, cols, settings.stride, pixel_bytes=most, limit=limit, at_least=at_least)
+
+
+def block_limits(settings: BlockSpec) -> tuple[int, int]:
+    """Bytes that a block may have, and blocks that a cube is cut into if it has that many windows."""
+    larger = OVERLAP_BLOCK_FACTOR if settings.overlap else 1
+    return BLOCK_BYTES * larger, MIN_BLOCKS // larger
+
+
+def encode_block(
+    frames: np.ndarray,
+    stats: np.ndarray | None,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    *,
+    settings: BlockSpec,
+) -> np.ndarray:
+    """One block, (T, 10, h, w) float32 to (D, h cells, w cells) float32.
+
+    `rows` (h,) and `cols` (w,) are the pixels' numbers on the lattice.
+    """
+    valid = observed(frames)
+    check_values(frames, valid, offset_decided=settings.offset_decided)
+    y, x = PixelRange(int(rows[0]), len(rows)), PixelRange(int(cols[0]), len(cols))
+    (y_first, height), (x_first, width) = y.cells(settings.cell), x.cells(settings.cell)
+    out = np.full((settings.channels, height, width), np.nan, np.float32)
+    if not valid.any():
+        return out
+    with exclusive_encoder(settings.spec) as model:
+
+        def run(part: list[WindowPosition], device: torch.device) -> list[torch.Tensor]:
+            window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, settings)
+            origin = (part[0][0].first, part[0][1].first)
+            with _autocast(device, settings.spec):
+                return [_call(model, window, doy, there, origin, settings).float()]
+
+        for (i, j), (cells,) in run_in_batches(observed_windows(valid, y, x, settings), run, model, settings):
+            if settings.output == "tile":
+                out[:, i.window - y_first, j.window - x_first] = cells
+            elif settings.output == "patch":
+                at = (
+                    patches(span, settings).within(axis.grid(settings.side))
+                    for span, axis in ((i, y), (j, x))
+                )
+                out[:, *at] = np.moveaxis(cells, -1, 0)
+            else:
+                out[:, i.pixels.within(y), j.pixels.within(x)] = np.moveaxis(
+                    crop_to_cube(cells, i, j, settings), -1, 0
+                )
+    return out
+
+
+def warn_if_empty(values: Any) -> None:
+    """Say so if nothing at all came out; for results that are already there."""
+    if isinstance(values, np.ndarray) and values.size and np.isnan(values).all():
+        warn("nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)")

@@ -1,0 +1,222 @@
+"""Windows and patches on the pixel grid: pure integer arithmetic, one axis at a time.
+
+Pixels are numbered from the anchor: the CRS origin (rows grow southward, columns eastward) or the
+cube's own corner. Patches and windows start at multiples of their side in that numbering, so the
+same ground lies in the same patch and window whichever area was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """One axis of a cube on the lattice.
+
+    Attributes
+    ----------
+    start : int
+        Number of the cube's first pixel, counted from the anchor.
+    size : int
+        Pixels.
+
+    Examples
+    --------
+    >>> axis = Axis(start=-5, size=60)
+    >>> axis.cells(24)
+    (-1, 4)
+    >>> axis.blocks(24, 1)
+    (5, 24, 24, 7)
+    """
+
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        """Number of the pixel behind the last."""
+        return self.start + self.size
+
+    def cells(self, side: int) -> tuple[int, int]:
+        """Number of the first cell of `side` pixels that the axis meets, and how many it meets."""
+        first = self.start // side
+        return first, -(-self.stop // side) - first
+
+    def grid(self, side: int) -> PixelRange:
+        """The cells of `side` pixels that the axis meets, as an axis of cells."""
+        return PixelRange(*self.cells(side))
+
+    def within(self, other: PixelRange) -> slice:
+        """Where another axis has what it shares with this one.
+
+        Examples
+        --------
+        >>> Axis(10, 5).within(Axis(8, 4)), Axis(10, 5).within(Axis(0, 4))
+        (slice(2, 4, None), slice(4, 4, None))
+        """
+        start = min(max(self.start - other.start, 0), other.size)
+        return slice(start, max(start, min(self.stop - other.start, other.size)))
+
+    def blocks(self, tile: int, windows: int) -> tuple[int, ...]:
+        """Pixels a block, for blocks of `windows` whole windows of `tile` pixels.
+
+        Windows are whole but for those that the ends of the axis cut.
+        """
+        first, count = self.cells(tile)
+        edges = [first * tile + tile * i for i in range(0, count, windows)][1:]
+        edges = [self.start, *edges, self.stop]
+        return tuple(b - a for a, b in pairwise(edges))
+
+    def parts(self, sizes: tuple[int, ...]) -> list[PixelRange]:
+        """The axis in parts of these sizes, such as its blocks."""
+        return [PixelRange(self.start + end - n, n) for end, n in zip(accumulate(sizes), sizes, strict=True)]
+
+
+def hull(parts: list[PixelRange]) -> PixelRange:
+    """What parts of an axis that lie side by side have together."""
+    return PixelRange(parts[0].start, parts[-1].stop - parts[0].start)
+
+
+def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:
+    """Cells of `side` pixels a block: the chunks of the output along `axis`.
+
+    Examples
+    --------
+    >>> cell_chunks(Axis(-5, 60), (5, 24, 24, 7), 4)
+    (2, 6, 6, 2)
+    """
+    return tuple(part.cells(side)[1] for part in axis.parts(blocks))
+
+
+@dataclass(frozen=True)
+class Span:
+    """What an axis has of one window.
+
+    Attributes
+    ----------
+    window : int
+        Number of the window.
+    start, stop : int
+        The pixels that there are, numbered from the anchor.
+    first, count : int
+        The patches they lie in: the first one's place within the window, and how many.
+    """
+
+    window: int
+    start: int
+    stop: int
+    first: int
+    count: int
+
+    @property
+    def pixels(self) -> PixelRange:
+        """The pixels that there are."""
+        return PixelRange(self.start, self.stop - self.start)
+
+
+def spans(
+    axis: PixelRange, tile: int, side: int, *, stride: int | None = None, over: PixelRange | None = None
+) -> Iterator[Span]:
+    """The windows of `tile` pixels along `axis`, each with the patches of `side` pixels it has.
+
+    Parameters
+    ----------
+    axis : Axis
+        The pixels that there are.
+    tile, side : int
+        Pixels on the side of a window and of a patch.
+    stride : int, optional
+        Pixels from one window to the next; None: they lie side by side.
+    over : Axis, optional
+        Only the windows that meet this part of the axis.
+
+    Examples
+    --------
+    >>> next(spans(Axis(-5, 60), 24, 4))
+    Span(window=-1, start=-5, stop=0, first=4, count=2)
+    >>> [(s.start, s.stop) for s in spans(Axis(0, 60), 24, 4, stride=12, over=Axis(24, 12))]
+    [(12, 36), (24, 48)]
+    """
+    stride, over = stride or tile, over or axis
+    for window in range((over.start - tile) // stride + 1, (over.stop - 1) // stride + 1):
+        start, stop = max(axis.start, window * stride), min(axis.stop, window * stride + tile)
+        patch, patches = PixelRange(start, stop - start).cells(side)
+        yield Span(window, start, stop, patch - window * (stride // side), patches)
+
+
+def halo(tile: int, overlap: int) -> int:
+    """Pixels beyond an end of a block that its windows may reach: whole strides.
+
+    Examples
+    --------
+    >>> halo(24, 0), halo(24, 6), halo(24, 12), halo(24, 18)
+    (0, 18, 12, 18)
+    """
+    stride = tile - overlap
+    return -(-overlap // stride) * stride
+
+
+def blend_weights(cells: int, overlap: int) -> list[float]:
+    """Weight of each cell of a window that shares `overlap` cells with the next: those of a place sum to one.
+
+    Squared sines up and down the overlap, and one between; where more than two windows meet, divided by
+    their sum.
+
+    Parameters
+    ----------
+    cells, overlap : int
+        Cells on the side of a window, and how many of them the next window has, too.
+
+    Examples
+    --------
+    >>> [round(w, 2) for w in blend(6, 2)]
+    [0.15, 0.85, 1.0, 1.0, 0.85, 0.15]
+    """
+    ramp, stride = min(overlap, cells // 2), cells - overlap
+    rise = [math.sin(math.pi / 2 * (i + 0.5) / ramp) ** 2 for i in range(ramp)]
+    raw = [*rise, *[1.0] * (cells - 2 * ramp), *reversed(rise)]
+    return [w / sum(raw[i % stride :: stride]) for i, w in enumerate(raw)]
+
+
+def block_side(
+    rows: PixelRange, cols: PixelRange, tile: int, *, pixel_bytes: float, limit: int, at_least: int
+) -> int:
+    """Windows on the side of a block.
+
+    The most that keep a block's bytes under `limit`, but at least one window; and no more than
+    leave `at_least` blocks where the cube has that many windows, so that even a small cube can be
+    spread over workers and shows progress.
+
+    Parameters
+    ----------
+    rows, cols : Axis
+        The cube.
+    tile : int
+        Pixels on the side of a window.
+    pixel_bytes : float
+        Bytes that a pixel needs: the larger of input and output.
+    limit : int
+        Bytes a block may have.
+    at_least : int
+        Blocks wanted.
+
+    Examples
+    --------
+    >>> blocks_for(Axis(0, 10980), Axis(0, 10980), 24, pixel_bytes=3072, limit=64 << 20, at_least=64)
+    6
+    >>> blocks_for(Axis(0, 240), Axis(0, 240), 24, pixel_bytes=3072, limit=64 << 20, at_least=16)
+    3
+    """
+    down, across = rows.cells(tile)[1], cols.cells(tile)[1]
+    side = 1
+    while side < max(down, across):
+        wider = side + 1
+        blocks = -(-down // wider) * -(-across // wider)
+        if (wider * tile) ** 2 * pixel_bytes > limit or blocks < at_least:
+            break
+        side = wider
+    return side

@@ -1,0 +1,126 @@
+"""The grid and the coordinates of an embedding cube, and resampling to a single window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from xr_anysat.cube.reading import PIXEL
+from xr_anysat.embedding.lattice import PixelRange
+from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.shared.graph import RECHUNK
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+
+def _effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...], tile: int) -> str:
+    if anchor == "grid" and geobox is None:
+        raise OptionError(
+            "anchor='grid' needs a CRS: set one with cube.odc.assign_crs('EPSG:32632'), or use anchor='cube'"
+        )
+    if anchor == "auto":
+        return "cube" if geobox is None or max(shape[-2:]) <= tile else "grid"
+    return anchor
+
+
+def lattice_axes(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[PixelRange, PixelRange]:
+    """Rows and columns of the cube on the lattice."""
+    row = col = 0
+    if anchor == "grid":
+        assert geobox is not None  # or the anchor had been refused
+        left, top = geobox.affine.c, geobox.affine.f
+        # a cube off the 10 m lattice keeps its own offset: the same for every crop of it
+        row, col = (math.floor(round(v / PIXEL, 3)) for v in (-top, left))
+    return PixelRange(row, shape[-2]), PixelRange(col, shape[-1])
+
+
+def _resized_grid(
+    geobox: GeoBox | None, shape: tuple[int, ...], size: int
+) -> tuple[GeoBox | None, tuple[int, ...]]:
+    """Grid and shape of a square cube of size × size pixels in place of its own."""
+    height, width = shape
+    if height != width:
+        raise OptionError(
+            f"resize={size} needs a square cube, this one has {height} × {width} pixels: crop it, "
+            f"cube.isel(y=slice({min(height, width)}), x=slice({min(height, width)}))"
+        )
+    return None if geobox is None else geobox.zoom_to((size, size)), (size, size)
+
+
+def _resized(data: Any, size: int) -> Any:
+    """Square frames resampled to size × size pixels."""
+    weights = bilinear(data.shape[-1], size)
+    if isinstance(data, np.ndarray):
+        return resample(data, weights)
+    data = data.rechunk({2: -1, 3: -1}, method=RECHUNK)
+    return data.map_blocks(
+        resample, weights, chunks=(*data.chunks[:2], (size,), (size,)), dtype=np.float32,
+        meta=np.empty((0,) * 4, np.float32),
+    )  # fmt: skip
+
+
+def bilinear(n: int, size: int) -> np.ndarray:
+    """Weights (size, n) of bilinear resampling between pixel centres, clamped at the ends, no antialiasing.
+
+    As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` has it, which rs-embed uses.
+    """
+    at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    low = np.floor(at).astype(int)
+    weights = np.zeros((size, n))
+    weights[np.arange(size), low] = 1 - (at - low)
+    weights[np.arange(size), np.minimum(low + 1, n - 1)] += at - low
+    return weights
+
+
+def resample(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Frames (T, band, n, n) times `weights` (size, n) on both axes, by what was observed only.
+
+    A pixel is missing where less than half of its weight was observed.
+    """
+    there = np.isfinite(frames)
+    value = weights @ np.where(there, frames, 0).astype(np.float64) @ weights.T
+    share = weights @ there.astype(np.float64) @ weights.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(share >= 0.5, value / share, np.nan).astype(np.float32)
+
+
+def _coords(
+    made: xr.DataArray, geobox: GeoBox | None, rows: PixelRange, cols: PixelRange, cell: int
+) -> dict[Hashable, Any]:
+    """Centres of the cells, the CRS, and the scalar coords of the cube."""
+    coords: dict[Hashable, Any] = {
+        k: c.variable for k, c in made.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")
+    }
+    cells = {"y": (*rows.cells(cell), rows.start), "x": (*cols.cells(cell), cols.start)}
+    if geobox is not None:
+        from affine import Affine
+        from odc.geo.geobox import GeoBox
+        from odc.geo.xr import xr_coords
+
+        (top, height, row), (left, width, col) = cells["y"], cells["x"]
+        a = geobox.affine
+        west, north = a.c + a.a * (left * cell - col), a.f + a.e * (top * cell - row)
+        grid = GeoBox((height, width), Affine(a.a * cell, 0, west, 0, a.e * cell, north), geobox.crs)
+        return {**coords, **xr_coords(grid, dims=("y", "x"))}
+    for dim, (first, count, start) in cells.items():
+        if dim not in made.coords:
+            continue
+        if made[dim].dtype.kind not in "iuf":
+            continue  # labels have no centres
+        values = made[dim].values.astype(float)
+        step = float(values[1] - values[0]) if values.size > 1 else 1.0
+        if np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * abs(step):
+            raise CubeError(
+                f"{dim!r} coordinates are not evenly spaced: give the cube a CRS and a regular grid, or drop "
+                f"them with cube.drop_vars({dim!r})"
+            )
+        # resized cubes have fewer cells for the same extent
+        pixels = (np.arange(first, first + count) * cell - start) + (cell - 1) / 2
+        scale = values.size / (cols.size if dim == "x" else rows.size)
+        coords[dim] = (dim, values[0] + step * ((pixels + 0.5) * scale - 0.5))
+    return coords

@@ -1,0 +1,233 @@
+"""Windows that overlap, blended: pixels and patches are computed once, however many windows have them.
+
+Stages one and two of the model look no further than a patch, so their tokens are made piece by piece of the
+cube: of what lies inside a block, and of the bands along the borders of blocks, which the windows of both sides
+reach into. Then each block takes the pieces around it and runs the windows that meet it. All is added up in an
+order that is the lattice's, so that no bit depends on where a block ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xr_anysat.cube.normalization import check_values, observed
+from xr_anysat.cube.reading import BANDS
+from xr_anysat.embedding.blocks import block_windows
+from xr_anysat.embedding.forward import (
+    crop_to_cube,
+    exclusive_encoder,
+    observed_windows,
+    patches,
+    run_in_batches,
+    to_device,
+    window_tensors,
+)
+from xr_anysat.embedding.lattice import PixelRange, Span, blend_weights, cell_chunks, halo, hull, spans
+from xr_anysat.embedding.settings import BlockSpec, WindowPosition
+from xr_anysat.model.weights import get_encoder
+from xr_anysat.shared.graph import RECHUNK
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a piece of the cube.
+
+    Attributes
+    ----------
+    y, x : Axis
+        Its rows and columns of pixels.
+    patch : ndarray, (h patches, w patches, D) float32
+        Of the patches; zero where nothing was observed.
+    covered : ndarray, (h patches, w patches) bool
+        Where something was.
+    local : ndarray, (h pixels, w pixels, D) float32, or None
+        Of the pixels, for ``dense``; NaN where nothing was observed.
+    """
+
+    y: PixelRange
+    x: PixelRange
+    patch: np.ndarray
+    covered: np.ndarray
+    local: np.ndarray | None
+
+
+def encode_overlapping(
+    frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec
+) -> Any:
+    """Embed frames in overlapping windows; see :func:`xr_anysat.embedding.blocks.encode`."""
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+
+    eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
+    windows, reach = block_windows(rows, cols, settings, dates), halo(settings.tile, settings.overlap)
+    blocks = [axis.blocks(settings.stride, windows) for axis in (rows, cols)]
+    cut = [split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)]
+    chunks = ((dates,), (len(BANDS),), *(tuple(piece.size for piece in each) for each in cut))
+    if eager:
+        get_encoder(settings.spec)
+        frames = da.from_array(frames, chunks=chunks, name=False)
+    frames = frames.rechunk(chunks, method=RECHUNK)
+    stats = None if stats is None else da.asarray(stats)
+    name = f"overlap-{tokenize(frames.name, None if stats is None else stats.name, rows, cols, settings)}"
+    tokens = f"tokens-{name}"
+    statistics = None if stats is None else (stats.name, 0, 0)
+    graph: dict[Any, Any] = {
+        (tokens, i, j): (encode_tokens, (frames.name, 0, 0, i, j), statistics, y, x, settings)
+        for i, y in enumerate(cut[0])
+        for j, x in enumerate(cut[1])
+    }
+    down, across = (
+        list(neighbourhoods(*each, reach)) for each in ((rows, blocks[0], cut[0]), (cols, blocks[1], cut[1]))
+    )
+    for i, (y, above, there_y) in enumerate(down):
+        for j, (x, beside, there_x) in enumerate(across):
+            near = [(tokens, a, b) for a in above for b in beside]
+            graph[name, 0, i, j] = (blend_block, near, (there_y, there_x), y, x, settings)
+    layers = HighLevelGraph.from_collections(
+        name, graph, dependencies=[frames] if stats is None else [frames, stats]
+    )
+    cells = (
+        cell_chunks(axis, sizes, settings.cell) for axis, sizes in zip((rows, cols), blocks, strict=True)
+    )
+    out = da.Array(
+        layers, name, ((settings.channels,), *cells), dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
+    )
+    return out.compute(scheduler="synchronous") if eager else out
+
+
+def split_at_block_edges(axis: PixelRange, blocks: tuple[int, ...], reach: int) -> list[PixelRange]:
+    """Parts of an axis, each of which is whole within the reach of a block or outside of it.
+
+    Examples
+    --------
+    >>> [(p.start, p.stop) for p in pieces(Axis(0, 120), (48, 48, 24), 12)]
+    [(0, 36), (36, 60), (60, 84), (84, 108), (108, 120)]
+    """
+    borders = [part.stop for part in axis.parts(blocks)][:-1]
+    near = {border + side for border in borders for side in (-reach, reach)}
+    edges = sorted({axis.start, axis.stop} | {edge for edge in near if axis.start < edge < axis.stop})
+    return [PixelRange(a, b - a) for a, b in pairwise(edges)]
+
+
+def neighbourhoods(
+    axis: PixelRange, blocks: tuple[int, ...], cut: list[PixelRange], reach: int
+) -> Iterator[tuple[PixelRange, list[int], PixelRange]]:
+    """Each block of an axis, the numbers of the pieces within its reach, and what these have together."""
+    for part in axis.parts(blocks):
+        near = [n for n, p in enumerate(cut) if p.stop > part.start - reach and p.start < part.stop + reach]
+        yield part, near, hull([cut[n] for n in near])
+
+
+def encode_tokens(
+    frames: np.ndarray, stats: np.ndarray | None, y: PixelRange, x: PixelRange, settings: BlockSpec
+) -> Tokens | None:
+    """Tokens of a piece, (T, 10, h, w) float32, of rows `y` and columns `x`; None if nothing was observed.
+
+    Patches go through the model in squares as large as the step from window to window, which start where windows
+    do: a patch is in the same company whichever piece it is in.
+    """
+    valid = observed(frames)
+    check_values(frames, valid, offset_decided=settings.offset_decided)
+    if not valid.any():
+        return None
+    squares, side = replace(settings, tile=settings.stride, overlap=0), settings.side
+    rows, cols, dense = y.grid(side), x.grid(side), settings.output == "dense"
+    with exclusive_encoder(settings.spec) as model:
+        patch = np.zeros((rows.size, cols.size, model.dim), np.float32)
+        covered = np.zeros((rows.size, cols.size), bool)
+        local = np.full((y.size, x.size, model.dim), np.nan, np.float32) if dense else None
+
+        def run(part: list[WindowPosition], device: torch.device) -> Any:
+            window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, squares)
+            return model.tokens(window, doy, there, side=side, local=dense)
+
+        windows = observed_windows(valid, y, x, squares)
+        for (i, j), (token, own, seen) in run_in_batches(windows, run, model, squares):
+            at = patches(i, squares).within(rows), patches(j, squares).within(cols)
+            patch[at], covered[at] = token, True if seen is None else seen
+            if local is not None:
+                local[i.pixels.within(y), j.pixels.within(x)] = crop_to_cube(own, i, j, squares)
+    return Tokens(y, x, patch, covered, local)
+
+
+def blend_block(
+    near: list[Tokens | None],
+    there: tuple[PixelRange, PixelRange],
+    y: PixelRange,
+    x: PixelRange,
+    settings: BlockSpec,
+) -> np.ndarray:
+    """One block, (D, h cells, w cells) float32, of rows `y` and columns `x`.
+
+    `near` are the tokens of the pieces around it, and `there` are the rows and columns that these have.
+    """
+    side, stride = settings.side, settings.stride
+    known = [tokens for tokens in near if tokens is not None]
+    out = np.full(
+        (settings.channels, *(axis.grid(settings.cell).size for axis in (y, x))), np.nan, np.float32
+    )
+    if not known:
+        return out
+    dim, rows, cols = known[0].patch.shape[-1], y.grid(side), x.grid(side)
+
+    def gather(i: PixelRange, j: PixelRange) -> np.ndarray:
+        """The tokens that the pieces have of these patches."""
+        patch = np.zeros((i.size, j.size, dim), np.float32)
+        for tokens in known:
+            down, across = tokens.y.grid(side), tokens.x.grid(side)
+            patch[down.within(i), across.within(j)] = tokens.patch[i.within(down), j.within(across)]
+        return patch
+
+    all_rows, all_cols = (axis.grid(side) for axis in there)
+    covered = np.zeros((all_rows.size, all_cols.size), bool)
+    for tokens in known:
+        covered[tokens.y.grid(side).within(all_rows), tokens.x.grid(side).within(all_cols)] = tokens.covered
+
+    def seen(i: Span, j: Span) -> np.ndarray:
+        """Which patches of a window are covered."""
+        return covered[patches(i, settings).within(all_rows), patches(j, settings).within(all_cols)]
+
+    def run(part: list[WindowPosition], device: torch.device) -> Any:
+        patch = np.stack([gather(patches(i, settings), patches(j, settings)) for i, j in part])
+        keys = np.stack([seen(i, j) for i, j in part])
+        origin = part[0][0].first, part[0][1].first
+        valid = None if keys.all() else to_device(keys, device)
+        return [model.windows(to_device(patch, device), side, valid, origin)[1]]
+
+    blended = np.zeros((rows.size, cols.size, dim), np.float32)
+    weights = np.array(blend_weights(settings.tile // side, settings.overlap // side), np.float32)
+    observed_ones = (
+        (i, j)
+        for i in spans(there[0], settings.tile, side, stride=stride, over=y)
+        for j in spans(there[1], settings.tile, side, stride=stride, over=x)
+        if seen(i, j).any()
+    )
+    # row by row, for the order of the sums
+    groups = groupby(observed_ones, key=lambda place: [(span.first, span.count) for span in place])
+    with exclusive_encoder(settings.spec) as model:
+        for (i, j), (token,) in run_in_batches((list(alike) for _, alike in groups), run, model, settings):
+            down, across = patches(i, settings), patches(j, settings)
+            of = rows.within(down), cols.within(across)
+            weight = weights[i.first :][of[0], None] * weights[j.first :][None, of[1]]
+            blended[down.within(rows), across.within(cols)] += token[of] * weight[..., None]
+    blended[~covered[rows.within(all_rows), cols.within(all_cols)]] = np.nan
+    if settings.output == "patch":
+        out[:] = np.moveaxis(blended, -1, 0)
+        return out
+    for tokens in known:
+        assert tokens.local is not None  # dense
+        into, of = (tokens.y.within(y), tokens.x.within(x)), (y.within(tokens.y), x.within(tokens.x))
+        out[dim:, *into] = np.moveaxis(tokens.local[of], -1, 0)
+    of_y, of_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
+    spread = np.moveaxis(blended[of_y[:, None], of_x], -1, 0)
+    out[:dim] = np.where(np.isnan(out[dim]), np.nan, spread)
+    return out

@@ -1,0 +1,312 @@
+"""`plan`: what an embedding will take, told before any pixel is read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.config import option
+from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
+from xr_anysat.cube.normalization import PASTIS
+from xr_anysat.cube.reading import BANDS, PIXEL, Cube
+from xr_anysat.embedding.blocks import encode_block
+from xr_anysat.embedding.embed import embed
+from xr_anysat.embedding.lattice import PixelRange, cell_chunks, spans
+from xr_anysat.embedding.options import ResolvedOptions, resolve_options, size_warning, storage_hint
+from xr_anysat.embedding.plan_report import Plan
+from xr_anysat.embedding.settings import BlockSpec
+from xr_anysat.embedding.workload import (
+    _Layout,
+    _layout,
+    _multiply_adds,
+    _shapes,
+    _tokens_bytes,
+    _why_chunks,
+    _windows,
+)
+from xr_anysat.model.cost import PARAMETERS, working_bytes
+from xr_anysat.model.weights import device_of, encoder_spec
+from xr_anysat.shared.text import format_bytes, physical_memory
+from xr_anysat.store.codecs import SCALE, check_codec, dtypes
+
+CALIBRATION_SECONDS = 2.0
+"""How long windows are timed at least, beside loading the model."""
+
+
+def plan(
+    cube: xr.DataArray | xr.Dataset,
+    /,
+    *args: Any,
+    calibrate: bool = False,
+    codec: str | None = None,
+    **options: Any,
+) -> Plan:
+    """Say what embedding a cube will take, without reading a pixel of it.
+
+    Parameters
+    ----------
+    cube, frames, period, ...
+        As for :func:`embed`, with all of its options and defaults.
+    calibrate : bool
+        Run the model on windows of made-up pixels for some seconds, and tell the time that the whole
+        takes on this machine. With the weights that were asked for, or random ones of the same size
+        where these are not here yet: time does not depend on them.
+    codec : {None, "int8", "float16"}
+        How it is to be stored, see :func:`xr_anysat.to_zarr`.
+
+    Returns
+    -------
+    Plan
+        Frames, windows, patches, blocks and chunks; operations, bytes, memory and time; and warnings
+        of what is absurd. Print it.
+
+    Raises
+    ------
+    CubeError, CubeTypeError, OptionError, WeightsError
+        As :func:`embed` does before it reads pixels.
+    DeviceError
+        With `calibrate`: the device is not there.
+
+    Examples
+    --------
+    >>> import dask.array as da, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     da.zeros((12, 10, 2000, 3000), chunks=(1, 10, 1000, 1000), dtype="uint16"),
+    ...     dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.date_range("2022-01-15", periods=12, freq="MS"), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> p = cube.anysat.plan(frames=8, patch_size=40, tile=64, weights="random", codec="int8")
+    >>> p.windows, p.blocks, p.shape, round(p.flop / 1e12)
+    ((32, 47), (7, 10), (768, 500, 750), 777)
+    >>> p.why[0]
+    '5 × 5 windows a block: the most that make at least 64 blocks of the cube'
+    """
+    given = inspect.signature(embed).bind(cube, *args, **options)
+    given.apply_defaults()
+    check_codec(codec, np.float32)
+    given.arguments["cube"] = _without_pixels(cube)
+    asked, lazy = resolve_options(**given.arguments), _is_lazy(cube)
+
+    made = asked.made(_one_pixel(asked.canonical))
+    record = json.loads(made.attrs[FRAMES_ATTR])
+    settings = asked.settings_for(made)
+    dates = len(settings.doy)
+    layout = _layout(asked, dates)
+    frames_bytes = dates * len(BANDS) * asked.rows.size * asked.cols.size * 4
+    own = asked.canonical.array
+    acquisitions = own.sizes["time"] if asked.composed else record["acquisitions"]
+
+    d, height, width = asked.shape
+    cells = height * width if asked.pool is None else 1
+    shape = asked.shape if asked.pool is None else (d,)
+    chunks = (
+        (d,),
+        cell_chunks(asked.rows, layout.down, settings.cell),
+        cell_chunks(asked.cols, layout.across, settings.cell),
+    )
+    stored = sum(t.itemsize * (1 if name == SCALE else d) for name, t in dtypes(codec, np.float32).items())
+    published = _is_upstreams(option("model", given.arguments["model"]))
+    found = Plan(
+        acquisitions=acquisitions,
+        period=record["period"],
+        frame_dates=tuple(str(t)[:10] for t in made["time"].values),
+        doy=settings.doy,
+        n_obs=tuple(int(n) for n in made["n_obs"].values) if "n_obs" in made.coords else (),
+        empty_bins=_empty_bins(made, record),
+        empty=record["empty"],
+        pixels=(asked.rows.size, asked.cols.size),
+        tile=settings.tile,
+        patch_size=settings.side * int(PIXEL),
+        overlap=settings.overlap,
+        windows=(_windows(asked.rows, settings), _windows(asked.cols, settings)),
+        patches=(asked.rows.cells(settings.side)[1], asked.cols.cells(settings.side)[1]),
+        blocks=(len(layout.down), len(layout.across)),
+        block_windows=layout.windows,
+        chunks=chunks[: len(shape)],
+        why=(layout.why, _why_chunks(asked, layout, dates, lazy=lazy)),
+        output=settings.output,
+        dims=("D", "y", "x")[: len(shape)],
+        shape=shape,
+        dtype="float32",
+        cell=settings.cell * PIXEL * own.sizes["x"] / asked.cols.size,
+        crs=None if asked.geobox is None else _crs_title(asked.geobox.crs),
+        model=settings.spec.size,
+        weights=settings.spec.source,
+        device=settings.spec.device,
+        flop=2
+        * _multiply_adds(
+            settings, asked.rows.parts(layout.down), asked.cols.parts(layout.across), published=published
+        ),
+        lazy=lazy,
+        bytes_read=acquisitions * len(BANDS) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
+        reads=2 if lazy and asked.reads_twice(frames_bytes) else 1,
+        codec=codec,
+        bytes_written=stored * cells,
+        memory_input=dates * len(BANDS) * max(layout.down) * max(layout.across) * 4,
+        memory_output=d * max(chunks[1]) * max(chunks[2]) * 4,
+        memory_working=working_bytes(
+            settings.spec.size, settings.output, dates=dates, side=settings.side, tile=settings.tile
+        )
+        + _tokens_bytes(settings, layout),
+        memory_weights=PARAMETERS[settings.spec.size] * 4,
+    )
+    found = replace(found, warnings=tuple(_warnings(found, asked, published=published)))
+    if not calibrate:
+        return found
+    each, timed = _time(asked, settings, layout, published=published)
+    seconds = each * found.flop / 2
+    return replace(found, seconds=seconds, pixels_per_second=math.prod(found.pixels) / seconds, timed=timed)
+
+
+_cube, *_options = inspect.signature(embed).parameters.values()
+
+_own = inspect.signature(plan)
+
+plan.__signature__ = _own.replace(  # type: ignore[attr-defined]
+    parameters=[
+        _cube.replace(kind=inspect.Parameter.POSITIONAL_ONLY),
+        *_options,
+        _own.parameters["calibrate"],
+        _own.parameters["codec"],
+    ]
+)
+
+
+# ---------------------------------------------------------------------- metadata without pixels
+
+
+def _is_lazy(cube: xr.DataArray | xr.Dataset) -> bool:
+    """Whether any of the cube is dask's, as :func:`embed` sees it."""
+    arrays = cube.data_vars.values() if isinstance(cube, xr.Dataset) else [cube]
+    return any(a.chunks is not None for a in arrays)
+
+
+def _without_pixels(cube: Any) -> Any:
+    """The cube with zeros of dask's for all pixels that are in memory, or would be read to be looked at."""
+    if isinstance(cube, xr.Dataset):
+        return cube.assign({name: _without_pixels(a) for name, a in cube.data_vars.items() if a.ndim})
+    if not isinstance(cube, xr.DataArray) or cube.chunks is not None:
+        return cube
+    import dask.array as da
+
+    return cube.copy(deep=False, data=da.zeros(cube.shape, dtype=cube.dtype, chunks=-1))
+
+
+def _crs_title(crs: Any) -> str:
+    code = crs.to_epsg()
+    return crs.proj.name if code is None else f"EPSG:{code}"
+
+
+def _one_pixel(cube: Cube) -> Cube:
+    """A cube of one pixel, which makes frames of the same dates."""
+    import dask.array as da
+
+    corner = cube.array.isel(y=slice(1), x=slice(1))
+    zeros = da.zeros(corner.shape, dtype=corner.dtype, chunks=-1)
+    return replace(cube, array=corner.copy(deep=False, data=zeros))
+
+
+def _empty_bins(made: xr.DataArray, record: dict[str, Any]) -> tuple[str, ...]:
+    """The bins of the period that hold no acquisition of their own."""
+    if record["frames"] is None or not {"bin_start", "n_obs"} <= set(made.coords):
+        return ()
+    period = parse_period(record["period"])
+    assert period is not None  # a record names its period
+    observed = {
+        pd.Timestamp(start)
+        for start, n in zip(made["bin_start"].values, made["n_obs"].values, strict=True)
+        if n
+    }
+    bounds = pairwise(bin_bounds(*period, record["frames"]))
+    return tuple(f"{a.date()}/{b.date()}" for a, b in bounds if a not in observed)
+
+
+def _is_upstreams(model: Any) -> bool:
+    """Whether a model computes all that was published, and takes complete windows only."""
+    if isinstance(model, str):
+        return False
+    from xr_anysat.model.anysat import AnySat
+
+    return not isinstance(model, AnySat)
+
+
+def _warnings(found: Plan, asked: ResolvedOptions, *, published: bool) -> Iterator[str]:
+    """What is absurd or impossible about a plan."""
+    absurd, memory = size_warning(asked, lazy=found.lazy), physical_memory()
+    size = math.prod(found.shape) * 4
+    if absurd is not None:
+        yield absurd
+    elif memory is not None and size > memory:
+        yield (
+            f"{format_bytes(size)} of float32 do not fit into the {format_bytes(memory)} of memory here: in place of "
+            f".compute(), write the embedding block by block {storage_hint(asked)}"
+        )
+    if memory is not None and found.memory > memory:
+        yield (
+            f"a worker needs {format_bytes(found.memory)}, and there are {format_bytes(memory)} of memory here: a "
+            "smaller tile= or fewer frames= need less"
+        )
+    cut = sum(
+        n
+        for axis in (asked.rows, asked.cols)
+        for (size, _), n in _shapes([axis], asked.settings).items()
+        if size < asked.settings.tile
+    )
+    if published and cut:
+        yield (
+            "the module handed in as model= takes complete windows only, and the cube's ends cut some: crop the cube "
+            f"to whole windows of {found.tile} pixels, with anchor='cube'"
+        )
+
+
+def _time(
+    asked: ResolvedOptions, settings: BlockSpec, layout: _Layout, *, published: bool
+) -> tuple[float, str]:
+    """Seconds a multiply-add of the model on this machine, and what was timed."""
+    spec, words = settings.spec, ""
+    if spec.source == "official" and spec.sha256 is None:  # not on this machine
+        spec = encoder_spec(spec.size, "random", spec.device, spec.precision)
+        words = "; with random weights, for the official ones are not here yet, which takes as long"
+    # overlapping windows do the same work, each stage as often as it is counted
+    settings, device = replace(settings, spec=spec, overlap=0), device_of(spec)
+
+    def run(rows: PixelRange, cols: PixelRange) -> float:
+        pixels = rng.integers(1, 6000, (len(settings.doy), len(BANDS), rows.size, cols.size)).astype(
+            np.float32
+        )
+        places = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
+        start = time.perf_counter()
+        encode_block(pixels, PASTIS.array(), *places, settings=settings)
+        return time.perf_counter() - start
+
+    rng = np.random.default_rng(0)
+    # a window on a CPU, where they go one by one; else a block of them, for forwards of full size
+    windows = 1 if device == "cpu" else layout.windows
+    rows, cols = (_largest(axis, settings, windows) for axis in (asked.rows, asked.cols))
+    # the first forward is slow, so it is a small one; what is called like upstream's takes whole windows only
+    small = settings.tile if published else settings.side
+    run(*(PixelRange(axis.start, min(axis.size, small)) for axis in (rows, cols)))
+    seconds: list[float] = []
+    while sum(seconds) < CALIBRATION_SECONDS:
+        seconds.append(run(rows, cols))
+    work = _multiply_adds(settings, [rows], [cols], published=published)
+    what = f"{rows.size} × {cols.size} pixels and {len(settings.doy)} frames, timed {len(seconds)} × on {device}{words}"
+    return statistics.median(seconds) / work, what
+
+
+def _largest(axis: PixelRange, settings: BlockSpec, windows: int) -> PixelRange:
+    """The first of an axis' largest windows, and the windows after it up to so many."""
+    first = max(spans(axis, settings.tile, settings.side), key=lambda s: s.stop - s.start)
+    return PixelRange(first.start, min(axis.stop, first.start + windows * settings.tile) - first.start)

@@ -1,0 +1,57 @@
+"""Reduce an embedding cube over y and x."""
+
+from __future__ import annotations
+
+import json
+
+import xarray as xr
+
+from xr_anysat.embedding.options import POOLS
+from xr_anysat.errors import OptionError
+from xr_anysat.shared.checks import check_embedding
+
+
+def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
+    """Reduce an embedding cube over y and x, leaving NaN cells out.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`embed` made.
+    how : {"mean", "max"}
+        The reduction.
+
+    Returns
+    -------
+    DataArray, (D,) float32
+        NaN where there is no valid cell at all. Lazy if `emb` is.
+
+    Raises
+    ------
+    CubeTypeError
+        If `emb` is not an embedding cube.
+    OptionError
+        If `how` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> import xr_anysat
+    >>> emb = xr.DataArray([[[1.0, np.nan, 3.0]]], dims=("D", "y", "x"))
+    >>> xr_anysat.pool(emb, "mean").values
+    array([2.])
+    """
+    if how not in POOLS:
+        raise OptionError(f"{how=}: wanted one of {', '.join(map(repr, POOLS))}")
+    if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
+        check_embedding(emb, "pool()")
+    return _pooled(emb, how)
+
+
+def _pooled(emb: xr.DataArray, how: str) -> xr.DataArray:
+    out = getattr(emb, how)(("y", "x"), skipna=True, keep_attrs=True)
+    out.attrs = {**emb.attrs, "pool": how}
+    if "config" in out.attrs:
+        out.attrs["config"] = json.dumps({**json.loads(out.attrs["config"]), "pool": how})
+    pooled: xr.DataArray = out
+    return pooled

@@ -1,0 +1,81 @@
+"""Seeded random weights, identical on every machine."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from xr_anysat.errors import OptionError
+from xr_anysat.model.state_dict import _shapes
+
+if TYPE_CHECKING:
+    import torch
+
+RANDOM_WEIGHTS_VERSION = 1  # raise it when `random_state` changes
+
+
+def _seed(weights: Any) -> int | None:
+    """Read the seed of ``"random"``, ``"random:7"`` or ``("random", 7)``; None where it is none of them."""
+    if isinstance(weights, str) and re.match(r"random(:|$)", weights):
+        _, _, text = weights.partition(":")
+        seed: Any = int(text) if text.isdecimal() else text or 0
+    elif isinstance(weights, tuple | list) and len(weights) == 2 and weights[0] == "random":
+        seed = weights[1]
+    else:
+        return None
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise OptionError(f"{weights=}: wanted a seed from 0 to 2**63 - 1, as in weights=('random', 7)")
+    return seed
+
+
+def random_state(size: str, seed: int, sensors: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """Seeded random weights, each tensor a function of seed, name and shape alone.
+
+    So what an S2-only model gets is a part of what the whole model gets, and any machine and
+    version makes the same bits: NumPy keeps the raw stream of Philox fixed.
+
+    Parameters
+    ----------
+    size : {"tiny", "small", "base"}
+        The model's size.
+    seed : int
+        From 0 to 2**63 - 1.
+    sensors : collection of str, optional
+        Sensors whose projectors are wanted; None is all eleven.
+
+    Returns
+    -------
+    dict of str to Tensor
+        float32, on the CPU. Linear and convolution weights are uniform with variance 1 / fan-in;
+        norm weights are near one and biases small, but no two are alike, so that a mistake in any of
+        them shows.
+    """
+    import torch
+
+    return {
+        name: torch.from_numpy(_random_tensor(name, shape, seed))
+        for name, shape in _shapes(size, sensors).items()
+    }
+
+
+def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Any:
+    import numpy as np
+
+    if name.endswith("pad_parameter"):
+        return np.zeros(shape, np.float32)
+    if name.endswith(".bias"):
+        middle, spread = 0.0, 0.1
+    elif name.endswith(".weight") and len(shape) == 1:  # LayerNorm, GroupNorm
+        middle, spread = 1.0, 0.1
+    elif name.endswith(".weight"):  # Linear (out, in), convolution (out, in, height, width)
+        middle, spread = 0.0, float(np.sqrt(3.0 / np.prod(shape[1:])))
+    else:  # cls_token, q_learned, Q, lookup_table_weight
+        middle, spread = 0.0, 0.5
+    count = int(np.prod(shape))
+    key = np.array([seed, zlib.crc32(name.encode())], np.uint64)
+    raw = np.random.Philox(key=key).random_raw((count + 1) // 2)
+    bits = raw.astype("<u8").view("<u4")[:count].astype(np.uint32)  # the same halves on any machine
+    uniform = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    return (np.float32(middle) + np.float32(spread) * uniform).reshape(shape)

@@ -1,0 +1,1 @@
+"""Sentinel-2 cubes from STAC catalogs."""

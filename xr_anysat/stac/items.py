@@ -1,0 +1,297 @@
+"""STAC items of Sentinel-2: what each one's own metadata decide about it.
+
+Bands, baseline, the +1000 offset, and whether it is used: place, time, clouds, one processing of each
+acquisition. Looks at metadata only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from xr_anysat.cube.reading import BANDS, band_name
+from xr_anysat.errors import CatalogError
+
+if TYPE_CHECKING:
+    import pystac
+    from odc.geo.geobox import GeoBox
+    from odc.geo.geom import Geometry
+
+DateRange = tuple[pd.Timestamp, pd.Timestamp] | None
+
+OFFSET = 1000
+"""Digital numbers that products of processing baseline 04.00 and later have added to reflectance ×
+10 000 (ESA, in force since 25 January 2022: BOA_ADD_OFFSET = -1000)."""
+
+OFFSET_BASELINE = 4.0
+
+OFFSET_COLLECTIONS = ("sentinel-2-c1-l2a",)
+"""Collections of ESA's Collection 1 only, all of it processed with baseline 05.00 or later."""
+
+SAME_ACQUISITION = pd.Timedelta(minutes=30)
+"""Items of one platform and granule no further apart show one acquisition: catalogs date it by the granule
+or by the start of its data take, minutes before; the next orbit comes 100 minutes later."""
+
+
+@dataclass(frozen=True)
+class ItemDecision:
+    """An item, with what was decided about it.
+
+    Attributes
+    ----------
+    item : pystac.Item
+        As the catalog has it.
+    time : Timestamp
+        Of the acquisition, UTC without a time zone.
+    assets : mapping of str to str
+        Key of the asset for each band (``B2`` …), ``SCL`` and extra asset.
+    baseline : float or None
+        Processing baseline, 5.11 for 05.11.
+    offset : float
+        Digital numbers to subtract.
+    decided_by : str
+        The metadata field that decided the offset.
+    doubt : str or None
+        What speaks against that decision.
+    unused : str or None
+        Why the item is not used: a word or two, a colon, details.
+    """
+
+    item: pystac.Item
+    time: pd.Timestamp
+    assets: Mapping[str, str]
+    baseline: float | None
+    offset: float
+    decided_by: str
+    doubt: str | None = None
+    unused: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The entry of ``attrs["items"]``."""
+        return {
+            "id": self.item.id,
+            "datetime": self.time.isoformat() + "Z",
+            "baseline": None if self.baseline is None else f"{self.baseline:05.2f}",
+            "offset": self.offset,
+            "decided_by": self.decided_by,
+            "used": self.unused or True,
+        }
+
+    def href(self, name: str) -> str:
+        """Where the asset of a band is."""
+        asset = self.item.assets[self.assets[name]]
+        return asset.get_absolute_href() or asset.href
+
+
+def judge_item(
+    item: pystac.Item, harmonize: str | bool | float, *, needs_scl: bool, extra: Iterable[str]
+) -> ItemDecision:
+    """What an item's metadata decide; its place, its time and its clouds are judged by `choose`."""
+    stamp = item.datetime or item.common_metadata.start_datetime
+    if stamp is None:
+        raise CatalogError(f"item {item.id!r} has no datetime: take it out of the items given")
+    when = pd.Timestamp(stamp)
+    when = when.tz_convert(None) if when.tz else when
+    assets = _band_assets(item)
+    lacking = [b for b in BANDS if b not in assets]
+    if needs_scl and "SCL" not in assets:
+        lacking.append("SCL (mask=None does without)")
+    for name in extra:
+        if name in item.assets:
+            assets[name] = name
+        else:
+            lacking.append(name)
+    baseline = _baseline(item)
+    if harmonize == "auto":
+        offset, decided_by, doubt = _offset(item, baseline, assets)
+    else:
+        asked = harmonize if isinstance(harmonize, bool | np.bool_) else None
+        offset = float(harmonize) if asked is None else float(OFFSET * asked)
+        decided_by, doubt = "harmonize=", None
+    unused = f"lacks assets: {', '.join(lacking)}" if lacking else None
+    return ItemDecision(item, when, assets, baseline, offset, decided_by, doubt, unused)
+
+
+def _band_assets(item: pystac.Item) -> dict[str, str]:
+    """Key of the asset of each band and of SCL, the finest resolution of each.
+
+    Earth Search has ``red``, the Planetary Computer ``B04``, CDSE ``B04_10m`` and coarser copies; JPEG
+    2000 copies beside GeoTIFFs (``red-jp2``) are passed over.
+    """
+    found: dict[str, tuple[float, str]] = {}
+    for key in item.assets:
+        name = "SCL" if re.fullmatch(r"scl(_\d+m)?", key, re.IGNORECASE) else band_name(key)
+        if name is None:
+            continue
+        size = re.search(r"_(\d+)m$", key, re.IGNORECASE)
+        entry = (float(size[1]) if size else 0.0, key)
+        found[name] = min(found.get(name, entry), entry)
+    return {name: key for name, (_, key) in found.items()}
+
+
+_BASELINE_KEYS = ("s2:processing_baseline", "processing:version")
+
+
+def _baseline(item: pystac.Item) -> float | None:
+    """Processing baseline of an item, from its properties or from the name of its product."""
+    for key in _BASELINE_KEYS:
+        text = str(item.properties.get(key) or "")
+        if re.fullmatch(r"\d{1,2}\.\d{1,2}", text):
+            return float(text)
+    for text in (str(item.properties.get("s2:product_uri") or ""), item.id):
+        named = re.search(r"_N(\d{2})(\d{2})_", text)
+        if named:
+            return float(f"{named[1]}.{named[2]}")
+    return None
+
+
+def _declared_offsets(item: pystac.Item, assets: Mapping[str, str]) -> set[float]:
+    """Digital numbers that the bands' assets declare to have been added."""
+    found: set[float] = set()
+    for name in BANDS:
+        fields = item.assets[assets[name]].extra_fields if name in assets else {}
+        for entry in (fields, *fields.get("raster:bands", []), *fields.get("bands", [])):
+            offset = entry.get("raster:offset", entry.get("offset"))
+            scale = entry.get("raster:scale", entry.get("scale")) or 1e-4
+            if offset is not None:
+                found.add(round(-float(offset) / float(scale), 3) + 0.0)
+    return found
+
+
+def _offset(
+    item: pystac.Item, baseline: float | None, assets: Mapping[str, str]
+) -> tuple[float, str, str | None]:
+    """Digital numbers to subtract from an item's pixels, the field that says so, and what speaks against it.
+
+    Never by a date: baseline 05.00 exists for scenes of 2015 on. In this order: Earth Search v1 says in
+    a flag of its own that it has removed the offset (its ``raster:bands`` go on saying -0.1, which is no
+    contradiction there); the processing baseline; what the assets declare; the collection.
+    """
+    properties = item.properties
+    declared = _declared_offsets(item, assets)
+    flag = properties.get("earthsearch:boa_offset_applied")
+    if flag is True:
+        return 0.0, "earthsearch:boa_offset_applied", None
+    if baseline is not None:
+        offset = float(OFFSET if baseline >= OFFSET_BASELINE else 0)
+        key = next((k for k in _BASELINE_KEYS if properties.get(k)), "product name")
+        if flag is False:
+            return offset, "earthsearch:boa_offset_applied", None
+        doubt = None
+        if declared and declared != {offset}:
+            doubt = (
+                f"{key} is {baseline:05.2f}, but the assets declare {_listed(declared)} DN; the former counts"
+            )
+        return offset, key, doubt
+    if len(declared) == 1:
+        return declared.pop(), "raster:bands offset", None
+    if item.collection_id in OFFSET_COLLECTIONS:
+        return float(OFFSET), "collection", None
+    doubt = f"neither a processing baseline nor one offset of the bands is told ({_listed(declared)})"
+    return 0.0, "nothing", doubt
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{v:g}" for v in sorted(values)) or "none"
+
+
+def footprint_of(item: pystac.Item) -> Geometry | None:
+    """What an item covers, in degrees; None where it does not tell, or crosses the antimeridian."""
+    from odc.geo.geom import Geometry, box
+
+    shape = Geometry(item.geometry, "EPSG:4326") if item.geometry else None
+    if shape is None and item.bbox:
+        half = len(item.bbox) // 2  # of two or three dimensions
+        west, south, east, north = *item.bbox[:2], *item.bbox[half : half + 2]
+        shape = box(west, south, east, north, "EPSG:4326")
+    if shape is None:
+        return None
+    around = shape.boundingbox
+    return shape if 0 <= around.right - around.left <= 180 else None
+
+
+def select_scenes(
+    scenes: list[ItemDecision], geobox: GeoBox, period: DateRange, max_cloud: float | None
+) -> list[ItemDecision]:
+    """The scenes with a reason at each that is not used: place, time, another processing, clouds."""
+    area = lonlat(geobox)
+
+    def here_and_now(scene: ItemDecision) -> str | None:
+        footprint = footprint_of(scene.item)
+        if footprint is not None and not footprint.intersects(area):
+            return "outside the area"
+        if period is not None and not period[0] <= scene.time < period[1]:
+            return "outside the period"
+        return scene.unused
+
+    def clouds(scene: ItemDecision) -> str | None:
+        share = scene.item.properties.get("eo:cloud_cover")
+        if scene.unused is None and max_cloud is not None and share is not None and share > max_cloud:
+            return f"clouds: {share:.1f} % > {max_cloud:g} %"
+        return scene.unused
+
+    scenes = _newest([replace(s, unused=here_and_now(s)) for s in scenes])
+    return [replace(s, unused=clouds(s)) for s in scenes]
+
+
+def _newest(scenes: list[ItemDecision]) -> list[ItemDecision]:
+    """Of the processings of one acquisition only the newest goes on."""
+    granules: dict[tuple[str, str], list[int]] = {}
+    for i, scene in enumerate(scenes):
+        platform, tile = _granule(scene)
+        if scene.unused is None and tile:
+            granules.setdefault((platform, tile), []).append(i)
+    out = list(scenes)
+    for own in granules.values():
+        kept: list[int] = []
+        for i in sorted(own, key=lambda j: _processed(scenes[j]), reverse=True):
+            newer = next((j for j in kept if _same_acquisition(scenes[j], scenes[i])), None)
+            if newer is None:
+                kept.append(i)
+            else:
+                out[i] = replace(scenes[i], unused=f"older processing: of {scenes[newer].item.id}")
+    return out
+
+
+def _same_acquisition(new: ItemDecision, old: ItemDecision) -> bool:
+    """Whether two items of one granule show one acquisition, and the newer all that the older shows.
+
+    A data take that two ground stations received makes two products of one granule, each with its part.
+    """
+    if abs(new.time - old.time) > SAME_ACQUISITION:
+        return False
+    shapes = footprint_of(new.item), footprint_of(old.item)
+    if shapes[0] is None or shapes[1] is None or shapes[1].area == 0:
+        return True
+    return bool((shapes[0] & shapes[1]).area > 0.5 * shapes[1].area)
+
+
+def _granule(scene: ItemDecision) -> tuple[str, str]:
+    """Platform and MGRS granule, each "" if not told."""
+    p, name = scene.item.properties, f"{scene.item.properties.get('s2:product_uri', '')} {scene.item.id}"
+    parts = [p.get(k) for k in ("mgrs:utm_zone", "mgrs:latitude_band", "mgrs:grid_square")]
+    tile = p.get("s2:mgrs_tile") or p.get("grid:code") or "".join(str(v) for v in parts if v is not None)
+    named = re.search(r"_T(\d{2}[A-Z]{3})_", name)
+    tile = re.sub(r"^(MGRS-|T)", "", str(tile or (named[1] if named else ""))).lstrip("0").upper()
+    craft = re.match(r".*\bS(2[A-D])_", name)
+    platform = str(p.get("platform") or (f"sentinel-{craft[1]}" if craft else ""))
+    return re.sub(r"[^a-z0-9]", "", platform.lower()), tile
+
+
+def _processed(scene: ItemDecision) -> tuple[Any, ...]:
+    """What tells a newer processing from an older one."""
+    p = scene.item.properties
+    keys = ("s2:generation_time", "processing:datetime", "updated", "created")
+    stamps = (pd.to_datetime(p.get(k), utc=True, errors="coerce") for k in keys)
+    made = next((t.value for t in stamps if t is not None and not pd.isna(t)), 0)
+    return (scene.baseline or 0.0, made, scene.item.id, scene.item.collection_id or "")
+
+
+def lonlat(geobox: GeoBox) -> Geometry:
+    """What a grid covers, in degrees."""
+    return geobox.extent.to_crs("EPSG:4326", resolution=1000)

@@ -1,0 +1,425 @@
+"""Pixels of STAC items: read, masked and harmonized item by item, then put together day by day.
+
+odc-stac builds the graph; how an item is read is this module's own, because what is missing, masked or
+offset has to be settled before two items meet in a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.cube.reading import BANDS, PIXEL
+from xr_anysat.errors import OptionError, ReadError, warn
+from xr_anysat.stac import catalogs
+from xr_anysat.stac.catalogs import CATALOGS, check_installed, check_secrets
+from xr_anysat.stac.items import ItemDecision, footprint_of, lonlat
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+Mask = str | Callable[[xr.Dataset], xr.DataArray] | None
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is left out of an item."""
+
+    mask: Mask
+    classes: tuple[int, ...]
+    metres: float
+    extra: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The mask, in a word."""
+        if callable(self.mask):
+            return f"{getattr(self.mask, '__module__', '')}.{getattr(self.mask, '__qualname__', repr(self.mask))}"
+        return self.mask or "none"
+
+    @property
+    def reach(self) -> int:
+        """Pixels that the mask grows by."""
+        return int(self.metres // PIXEL)
+
+    def grow(self, left_out: np.ndarray) -> np.ndarray:
+        """All that lies within `metres` of what is left out, less a margin of `reach` pixels, (y, x)."""
+        if self.reach == 0:
+            return left_out
+        inside = (slice(self.reach, -self.reach),) * 2
+        if not left_out.any():
+            return left_out[inside]
+        from scipy.ndimage import distance_transform_edt
+
+        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * PIXEL <= self.metres + 1e-6
+        return grown
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that reading an item takes: it travels to the workers, the item itself does not.
+
+    Attributes
+    ----------
+    item : str
+        Its name.
+    time : Timestamp
+        Of the acquisition.
+    assets : mapping of str to (str, str)
+        Key and href of each band, ``SCL`` and extra asset that is read.
+    offset : float
+        Digital numbers to subtract.
+    masking : Masking
+        What is left out.
+    on_error : str
+        ``"raise"`` or ``"invalid"``.
+    workers : int
+        Assets to read at a time.
+    """
+
+    item: str
+    time: pd.Timestamp
+    assets: Mapping[str, tuple[str, str]]
+    offset: float
+    masking: Masking
+    on_error: str
+    workers: int
+
+
+class ItemReader:
+    """Reads an item as one raster of ten bands, masked (implements odc.loader's RasterReader)."""
+
+    def __init__(self, source: Source, gdal: Mapping[str, Any]) -> None:
+        self.source, self.gdal = source, gdal
+
+    def read(self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None) -> Any:
+        """The item on a grid, (10, y, x) float32: an observation of all bands, or NaN."""
+        try:
+            pixels = self.observed(dst_geobox)
+        except ReadError as error:
+            if self.source.on_error == "raise":
+                raise
+            warn(f"{error} It is missing here")
+            pixels = np.full((len(BANDS), *dst_geobox.shape), np.nan, np.float32)
+        return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
+
+    def observed(self, geobox: GeoBox) -> np.ndarray:
+        """The pixels of all bands that are there whole and are not masked, (10, y, x) float32."""
+        masking = self.source.masking
+        wide = geobox.pad(masking.reach) if masking.reach else geobox
+        inside = tuple(slice(masking.reach, masking.reach + n) for n in geobox.shape)
+        if masking.mask == "scl":  # first and alone: under clouds nothing else needs to be read
+            classes = self._assets(["SCL"], wide)["SCL"]
+            scl = classes[inside]
+            # beyond the swath there is nothing to grow
+            cloudy = np.isin(classes, [c for c in masking.classes if c != 0])
+            left_out = masking.grow(cloudy) | (scl == 0)
+            if left_out.all():
+                return np.full((len(BANDS), *geobox.shape), np.nan, np.float32)
+            bands = self._bands(self._assets(BANDS, geobox), scl)
+        elif callable(masking.mask):
+            found = self._assets(self.source.assets, wide)
+            whole = self._bands(found, found.get("SCL"))
+            left_out = masking.grow(self._called(masking.mask, whole, found, wide))
+            bands = whole[(slice(None), *inside)]
+        else:
+            bands = self._bands(self._assets(BANDS, geobox), None)
+            left_out = np.zeros(geobox.shape, bool)
+        there = np.isfinite(bands).all(0) & ~left_out
+        np.copyto(bands, np.float32(np.nan), where=~there)
+        return bands
+
+    def _bands(self, found: Mapping[str, np.ndarray], scl: np.ndarray | None) -> np.ndarray:
+        """The ten bands (10, y, x), NaN where missing, with the offset removed."""
+        bands = np.stack([found[b] for b in BANDS])
+        offset = np.float32(self.source.offset)
+        if offset:
+            np.maximum(bands - offset, np.float32(0), out=bands)
+        elif scl is not None:
+            # Where somebody else has removed the offset, zero is dark ground too: the scene
+            # classification knows. With the offset still in, zero is no data and nothing else.
+            np.copyto(bands, np.float32(0), where=np.isnan(bands) & (scl != 0))
+        return bands
+
+    def _called(
+        self,
+        mask: Callable[[xr.Dataset], xr.DataArray],
+        bands: np.ndarray,
+        found: Mapping[str, np.ndarray],
+        geobox: GeoBox,
+    ) -> np.ndarray:
+        """What the user's mask leaves out, (y, x) bool."""
+        from odc.geo.xr import xr_coords
+
+        values = {**found, **dict(zip(BANDS, bands, strict=True))}
+        coords = {**xr_coords(geobox), "time": [self.source.time]}
+        dataset = xr.Dataset(
+            {n: (("time", "y", "x"), v[None]) for n, v in values.items()}, coords, {"item": self.source.item}
+        )
+        left_out = mask(dataset)
+        dims = tuple(getattr(left_out, "dims", ()))
+        if (
+            not isinstance(left_out, xr.DataArray)
+            or left_out.dtype != bool
+            or not {"y", "x"} <= set(dims) <= {"time", "y", "x"}
+        ):
+            raise OptionError(
+                f"mask={self.source.masking.name} returned {type(left_out).__name__} {dims} of "
+                f"{getattr(left_out, 'dtype', None)}: wanted a DataArray (time, y, x) of bool, True where a pixel "
+                "is to be left out"
+            )
+        result: np.ndarray = left_out.transpose(..., "y", "x").values.reshape(geobox.shape)
+        return result
+
+    def _assets(self, names: Iterable[str], geobox: GeoBox) -> dict[str, np.ndarray]:
+        """Assets on a grid by name, (y, x) each, read side by side."""
+        pool = _pool(self.source.workers)
+        jobs = {name: pool.submit(self._asset, name, geobox) for name in names}
+        try:
+            return {name: job.result() for name, job in jobs.items()}
+        finally:
+            for job in jobs.values():
+                job.cancel()
+
+    def _asset(self, name: str, geobox: GeoBox | None) -> np.ndarray:
+        """An asset on a grid (y, x): SCL uint8 with 0, others float32 with NaN for what is missing.
+
+        None for the grid only opens it.
+        """
+        key, href = self.source.assets[name]
+        said = ""
+        # GDAL itself tries again where a server is busy, but what it keeps of a failure may be broken; it
+        # forgets that when asked to, over S3 only once it was asked twice
+        for wait in (0, catalogs.WAIT, 2 * catalogs.WAIT):
+            time.sleep(wait)
+            try:
+                return self._read(name, _signed(href), geobox, again=wait > 0)
+            except Exception as error:
+                said = f"{type(error).__name__}: {error.__cause__ or error}"
+        # not from within: GDAL's exceptions do not travel between processes
+        raise ReadError(
+            f"asset {key!r} of item {self.source.item!r} cannot be read: {_without_token(said)[:300]} "
+            f"({_without_token(href)}). Try again; or on_error='invalid' leaves the item out where that happens."
+        )
+
+    def _read(self, name: str, uri: str, geobox: GeoBox | None, *, again: bool) -> np.ndarray:
+        import rasterio
+        from odc.loader import RioDriver
+        from rasterio.enums import Resampling
+        from rasterio.vrt import WarpedVRT
+
+        gdal = dict(self.gdal)
+        if again:
+            # GDAL remembers a failure as it does a success, and a body that broke off as all there is
+            path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
+            gdal["CPL_VSIL_CURL_NON_CACHED"] = path
+        driver: Any = RioDriver()
+        with driver.restore_env(gdal, driver.new_load(geobox)), rasterio.open(uri) as file:
+            if geobox is None:
+                return np.empty((0, 0))
+            onto: dict[str, Any] = {
+                "crs": str(geobox.crs),
+                "transform": geobox.transform,
+                "height": geobox.shape[0],
+                "width": geobox.shape[1],
+                "dtype": "uint8" if name == "SCL" else "float32",
+                "nodata": 0 if name == "SCL" else np.nan,
+                "src_nodata": 0 if file.nodata is None and name in (*BANDS, "SCL") else file.nodata,
+                "resampling": Resampling.bilinear if name in BANDS else Resampling.nearest,
+                # GDAL would guess the scale from the corners of the block that is read, and interpolate
+                # positions across it: what a pixel gets would depend on the block
+                "XSCALE": 1,
+                "YSCALE": 1,
+                "tolerance": 1e-5,
+            }
+            with WarpedVRT(file, **onto) as warped:
+                pixels: np.ndarray = warped.read(1)
+                return pixels
+
+
+_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+_POOLS_LOCK = threading.Lock()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The threads of this process that read: they wait for servers, so there may be more than cores."""
+    key = (os.getpid(), workers)  # a fork has none of its parent's threads
+    with _POOLS_LOCK:
+        if key not in _POOLS:
+            _POOLS[key] = ThreadPoolExecutor(workers, "anysat-read")
+        return _POOLS[key]
+
+
+def _without_token(text: str) -> str:
+    return re.sub(r"\?[^\s'\"]+", "", text)
+
+
+def _signed(href: str) -> str:
+    """The href as its server wants it now: signatures do not outlive a long job."""
+    if not re.match(CATALOGS["planetary-computer"].hrefs, href):
+        return href
+    import planetary_computer
+
+    signed: str = planetary_computer.sign(href.split("?")[0])
+    return signed
+
+
+def gdal_environment(scenes: Iterable[ItemDecision]) -> dict[str, Any]:
+    """GDAL's options for reading the scenes: patience, and what their hrefs need."""
+    from odc.loader import RioDriver
+
+    options = {
+        **RioDriver().capture_env(),
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_HTTP_TIMEOUT": str(catalogs.TIMEOUT),
+        "GDAL_HTTP_CONNECTTIMEOUT": str(catalogs.TIMEOUT),
+        "GDAL_HTTP_MAX_RETRY": str(catalogs.TRIES),
+        "GDAL_HTTP_RETRY_DELAY": str(catalogs.WAIT),
+        "GDAL_HTTP_RETRY_CODES": ",".join(map(str, catalogs.RETRY_STATUS_CODES)),
+    }
+    hrefs = [scene.href("B2") for scene in scenes]
+    for name, catalog in CATALOGS.items():
+        if any(re.match(catalog.hrefs, href) for href in hrefs):
+            check_secrets(catalog)
+            if name == "planetary-computer":
+                check_installed("planetary_computer")
+            options.update(catalog.gdal)
+    return options
+
+
+def source_of(scene: ItemDecision, masking: Masking, on_error: str, workers: int) -> Source:
+    """What travels to the workers of a scene."""
+    names = [*BANDS]
+    if "SCL" in scene.assets and masking.mask is not None:
+        names.append("SCL")
+    assets = {n: (scene.assets[n], scene.href(n)) for n in (*names, *masking.extra)}
+    return Source(scene.item.id, scene.time, assets, scene.offset, masking, on_error, workers)
+
+
+def leave_out_unreadable(
+    scenes: list[ItemDecision], masking: Masking, gdal: Mapping[str, Any], workers: int
+) -> list[ItemDecision]:
+    """Open every asset once; items with one that cannot be opened are not used."""
+    pool, checked = _pool(workers), []
+    for scene in scenes:
+        if scene.unused is None:
+            reader = ItemReader(source_of(scene, masking, "raise", workers), gdal)
+            checked.append([pool.submit(reader._asset, name, None) for name in reader.source.assets])
+        else:
+            checked.append([])
+    out = []
+    for scene, jobs in zip(scenes, checked, strict=True):
+        faults = [str(e) for e in (job.exception() for job in jobs) if e is not None]
+        out.append(replace(scene, unused=f"unreadable: {faults[0]}") if faults else scene)
+    return out
+
+
+class _Driver:
+    """Makes odc.stac.load read our items (implements odc.loader's ReaderDriver and MDParser)."""
+
+    dask_reader = None
+    aux_reader = None
+
+    def __init__(self, gdal: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+        self.gdal, self.sources = gdal, sources
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"gdal": {}, "sources": {}}  # of no use to a worker: every source has its part of it
+
+    @property
+    def md_parser(self) -> _Driver:
+        return self
+
+    def extract(self, md: Any) -> Any:
+        from odc.loader import FixedCoord, RasterBandMetadata, RasterGroupMetadata
+
+        raster = RasterBandMetadata("float32", math.nan, dims=("band", "y", "x"))
+        return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(BANDS))])
+
+    def driver_data(self, md: Any, band_key: Any) -> Source:
+        return self.sources[md.id]
+
+    def new_load(self, geobox: Any, *, chunks: Any = None) -> None:
+        return None
+
+    def finalise_load(self, load_state: Any) -> Any:
+        return load_state
+
+    def capture_env(self) -> dict[str, Any]:
+        return dict(self.gdal)
+
+    @contextmanager
+    def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[dict[str, Any]]:
+        yield env
+
+    def open(self, src: Any, ctx: Any) -> ItemReader:
+        return ItemReader(src.driver_data, ctx)
+
+
+def load_scenes(
+    scenes: list[ItemDecision],
+    geobox: GeoBox,
+    masking: Masking,
+    on_error: str,
+    gdal: Mapping[str, Any],
+    workers: int,
+    chunks: Mapping[str, int],
+) -> xr.DataArray:
+    """The cube of the scenes: a date for each solar day, mosaicked by what is valid.
+
+    Which of two valid observations is taken goes by the items' CRS and names, so that the order in which
+    a catalog lists them changes nothing: first those that need no reprojection.
+    """
+    import odc.stac
+    import pystac
+    from dask.base import tokenize
+
+    epsg = "" if geobox.crs is None else str(geobox.crs.to_epsg())
+
+    def order(scene: ItemDecision) -> tuple[Any, ...]:
+        p = scene.item.properties
+        own = str(p.get("proj:epsg") or p.get("proj:code") or "").removeprefix("EPSG:")
+        return own != epsg, scene.item.id, scene.item.collection_id or ""
+
+    scenes = sorted(scenes, key=order)
+    around = lonlat(geobox)
+    shift = pd.Timedelta(hours=around.centroid.coords[0][0] / 15)
+    days = [(s.time + shift).normalize() for s in scenes]
+    sources, items = {}, []
+    for i, scene in enumerate(scenes):
+        # footprints are drawn roughly: what lies just beyond is looked at too
+        footprint = footprint_of(scene.item)
+        covers = around if footprint is None else footprint.buffer(0.01)
+        source = sources[str(i)] = source_of(scene, masking, on_error, workers)
+        item = pystac.Item(str(i), covers.json, list(covers.boundingbox.bbox), scene.time.to_pydatetime(), {})
+        # odc names tasks by the href alone: it has to tell all that makes a difference
+        item.add_asset("s2", pystac.Asset(f"anysat://{tokenize(source)}", media_type="image/tiff"))
+        items.append(item)
+    cube = odc.stac.load(
+        items,
+        bands=["s2"],
+        geobox=geobox,
+        groupby=lambda item, parsed, i: days[i],
+        preserve_original_order=True,
+        chunks={"time": 1, **chunks},
+        driver=_Driver(gdal, sources),
+    )["s2"]
+    first: dict[pd.Timestamp, pd.Timestamp] = {}
+    for scene, day in zip(scenes, days, strict=True):
+        first[day] = min(scene.time, first.get(day, scene.time))
+    cube = cube.assign_coords(time=pd.DatetimeIndex([first[d] for d in sorted(first)]))
+    cube.encoding["grid_mapping"] = "spatial_ref"
+    return cube.transpose("time", "band", "y", "x")

@@ -1,0 +1,456 @@
+"""From a place and a time to a clean cube: Sentinel-2 L2A of STAC catalogs, loaded as `embed` wants it.
+
+Search the catalog, decide item by item (`items`), and read lazily (`item_reader`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.config import FETCH_WORKERS, option
+from xr_anysat.cube.compositing import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
+from xr_anysat.cube.reading import PIXEL
+from xr_anysat.errors import CatalogError, OptionError, warn
+from xr_anysat.stac import catalogs
+from xr_anysat.stac.catalogs import CATALOGS, Catalog, check_installed, check_secrets
+from xr_anysat.stac.items import OFFSET, DateRange, ItemDecision, judge_item, lonlat, select_scenes
+from xr_anysat.stac.reader import Mask, Masking, gdal_environment, leave_out_unreadable, load_scenes
+
+if TYPE_CHECKING:
+    import pystac
+    from odc.geo.geobox import GeoBox
+    from odc.geo.geom import Geometry
+
+log = logging.getLogger(__name__)
+
+Area = tuple[float, float, float, float]
+
+SCL_INVALID = (0, 1, 3, 8, 9, 10)
+"""Classes of the scene classification that are no view of the ground: no data, saturated or defective,
+cloud shadow, cloud of medium and of high probability, thin cirrus. Snow (11) is ground here."""
+
+CHUNK = 1024
+"""Pixels on the side of a chunk."""
+
+
+def open_s2(
+    *,
+    bbox: Area | None = None,
+    intersects: Any = None,
+    point: tuple[float, float] | None = None,
+    buffer_m: float | None = None,
+    datetime: Period = None,
+    catalog: Any = "earth-search",
+    collections: Sequence[str] | None = None,
+    max_cloud: float | None = 30,
+    mask: Mask = "scl",
+    scl_invalid: Sequence[int] = SCL_INVALID,
+    dilate_m: float = 0,
+    mask_assets: Sequence[str] = (),
+    harmonize: str | bool | float = "auto",
+    on_error: str = "raise",
+    crs: str | int = "utm",
+    chunks: int | Mapping[str, int] = CHUNK,
+    workers: int = FETCH_WORKERS,
+) -> xr.DataArray:
+    """Open Sentinel-2 L2A of a place and a time as a lazy cube that `embed` takes as it is.
+
+    The search happens now; pixels are read when the cube is computed.
+
+    Parameters
+    ----------
+    bbox : (west, south, east, north), optional
+        Degrees. Give one of `bbox`, `intersects` and `point`.
+    intersects : GeoJSON-like or geometry, optional
+        In degrees, unless it has a ``crs`` of its own; the cube covers its bounding box.
+    point, buffer_m : (lon, lat) and float, optional
+        Degrees and metres: the square of ``2·buffer_m`` around the point.
+    datetime : str or (start, end), optional
+        ``"2022"``, ``"2022-06"``, ``"2022-04-01/2022-10-01"`` or a pair; the end is exclusive. None: all
+        that there is. It is recorded on the cube, and `frames` takes it as its period.
+    catalog : str or items, default "earth-search"
+        ``"earth-search"``, ``"planetary-computer"``, ``"cdse"``, the URL of a STAC API, a pystac
+        ItemCollection or a list of Items.
+    collections : sequence of str, optional
+        Collections of the catalog. Default: its Sentinel-2 L2A ones; for a URL, all.
+    max_cloud : float or None, default 30
+        Percent of clouds (``eo:cloud_cover``) that a scene may have. Scenes that do not tell are used.
+    mask : "scl", None or callable, default "scl"
+        What is not a view of the ground. ``"scl"``: the scene classification. None: missing pixels
+        only. A callable is handed a block of an item when that is read: a Dataset ``(time: 1, y, x)``
+        in memory with the variables ``B2`` … ``B12`` (DN, the offset removed, NaN where missing), ``SCL``
+        where the item has one, those of `mask_assets`, and ``attrs["item"]``. It returns
+        True where a pixel is to be left out, and looks at one pixel at a time: a block ends anywhere.
+    scl_invalid : sequence of int
+        Classes that ``"scl"`` leaves out; 0 is always one of them.
+    dilate_m : float, default 0
+        Metres by which what the mask leaves out grows, across blocks and from beyond the area's edge.
+    mask_assets : sequence of str
+        Further assets that a callable needs, such as ``"cloud"``: float32 with NaN, nearest neighbour.
+    harmonize : "auto", bool or number
+        The +1000 offset. ``"auto"`` decides by the metadata of each item; False subtracts nothing,
+        True 1000 from every item, a number that many DN.
+    on_error : {"raise", "invalid"}
+        What an asset that cannot be read does: it stops the computation; or its item is missing there,
+        with a warning that names both. With ``"invalid"`` every asset is looked at now, and an item
+        of which one cannot be opened is not used, as recorded in ``attrs["items"]``.
+    crs : "utm" or EPSG code
+        CRS of the cube: the UTM zone of the area's middle, or any projected one in metres.
+    chunks : int or mapping, default 1024
+        Pixels on the side of a chunk, or ``{"y": …, "x": …}``. Along time a chunk is one date.
+    workers : int, default 8
+        Assets that a process reads at the same time, at most (option ``fetch_workers``), however
+        few threads the scheduler has.
+
+    Returns
+    -------
+    DataArray, (time, band, y, x) float32
+        Digital numbers (reflectance × 10 000, the offset removed); one date for each solar day. A pixel
+        of a date is one item's observation with all its ten bands, or NaN. ``attrs["items"]`` is
+        JSON: an entry an item the search returned with ``id``, ``datetime``, ``baseline``, ``offset`` (DN
+        subtracted), ``decided_by`` and ``used`` (true, or why not).
+
+    Raises
+    ------
+    OptionError
+        An argument is impossible.
+    CatalogError
+        The catalog does not answer, or holds nothing that was asked for: the message says which
+        condition left nothing over.
+    ReadError
+        When computed: an asset cannot be read; the message names item and asset.
+
+    Warns
+    -----
+    AnySatWarning
+        Where metadata of items contradict each other, or leave the offset open.
+    """
+    _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
+    size = _chunk_sizes(chunks)
+    workers = option("fetch_workers", workers)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise OptionError(f"{workers=}: wanted a positive whole number")
+    period = parse_period(datetime)
+    geobox = _geobox(bbox, intersects, point, buffer_m, crs)
+    check_installed("odc.stac", "pystac_client", "scipy")
+    chosen = _catalog(catalog, collections)
+
+    found = _search(chosen, geobox, period) if isinstance(catalog, str) else list(catalog)
+    scenes = [judge_item(item, harmonize, needs_scl=mask == "scl", extra=mask_assets) for item in found]
+    scenes = select_scenes(scenes, geobox, period, max_cloud)
+    masking = Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
+    gdal = gdal_environment(s for s in scenes if s.unused is None)
+    if on_error == "invalid":
+        scenes = leave_out_unreadable(scenes, masking, gdal, workers)
+    used = [s for s in scenes if s.unused is None]
+    if not used:
+        raise CatalogError(_nothing_found(scenes, chosen, geobox, period, max_cloud))
+    _report_decisions(scenes)
+
+    cube = load_scenes(used, geobox, masking, on_error, gdal, workers, size)
+    times = [s.time for s in used]
+    start, end = period or (min(times).normalize(), max(times).normalize() + pd.Timedelta(days=1))
+    cube.attrs = {
+        PERIOD_ATTR: f"{start.date()}/{end.date()}",
+        PERIOD_TIMES_ATTR: span_of(cube["time"].values),
+        "units": "DN",
+        "nodata": float("nan"),
+        "catalog": chosen.url,
+        "items": json.dumps([s.record() for s in scenes]),
+        "items_used": len(used),
+        "items_left_out": json.dumps(Counter(s.unused.split(":")[0] for s in scenes if s.unused)),
+        "harmonize": str(harmonize),
+        "mask": masking.name,
+        "scl_invalid": " ".join(map(str, masking.classes)) if mask == "scl" else "",
+        "dilate_m": masking.metres,
+        "max_cloud": "any" if max_cloud is None else float(max_cloud),
+        "on_error": on_error,
+    }
+    return cube
+
+
+# ---------------------------------------------------------------------- options
+
+
+def _check_options(
+    mask: Mask,
+    scl_invalid: Sequence[int],
+    dilate_m: float,
+    mask_assets: Sequence[str],
+    harmonize: str | bool | float,
+    on_error: str,
+    max_cloud: float | None,
+) -> None:
+    def number(value: object) -> bool:
+        real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        return real and math.isfinite(value)  # type: ignore[arg-type]
+
+    if not (mask is None or callable(mask) or (isinstance(mask, str) and mask == "scl")):
+        raise OptionError(f"{mask=}: wanted 'scl', None, or a callable that takes a Dataset")
+    if isinstance(mask_assets, str) or (mask_assets and not callable(mask)):
+        raise OptionError(f"{mask_assets=}: wanted a list of assets' keys, for a callable mask= to look at")
+    classes = None if isinstance(scl_invalid, str) else list(scl_invalid)
+    if classes is None or not all(number(c) and 0 <= c <= 11 and c == int(c) for c in classes):
+        raise OptionError(f"{scl_invalid=}: wanted a list of classes, 0 to 11")
+    if mask != "scl" and tuple(scl_invalid) != SCL_INVALID:
+        raise OptionError(f"{scl_invalid=} has no meaning with {mask=}: it is for mask='scl'")
+    if not number(dilate_m) or dilate_m < 0:
+        raise OptionError(f"{dilate_m=}: wanted metres, 0 or more")
+    if dilate_m and mask is None:
+        raise OptionError(f"{dilate_m=} has no meaning with {mask=}: there is nothing to grow")
+    if not (isinstance(harmonize, bool | np.bool_) or number(harmonize)) and harmonize != "auto":
+        raise OptionError(f"{harmonize=}: wanted 'auto', True, False or digital numbers to subtract")
+    if on_error not in ("raise", "invalid"):
+        raise OptionError(f"{on_error=}: wanted 'raise' or 'invalid'")
+    if max_cloud is not None and not (number(max_cloud) and 0 <= max_cloud <= 100):
+        raise OptionError(f"{max_cloud=}: wanted percent, 0 to 100, or None for any")
+
+
+def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
+    sizes = dict(chunks) if isinstance(chunks, Mapping) else {"y": chunks, "x": chunks}
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and (n > 0 or n == -1) for n in sizes.values())
+    if not whole or not set(sizes) <= {"y", "x"}:
+        raise OptionError(
+            f"{chunks=}: wanted pixels, or {{'y': pixels, 'x': pixels}}; along time a chunk is a date"
+        )
+    return {"y": CHUNK, "x": CHUNK, **sizes}
+
+
+# ---------------------------------------------------------------------- where and when
+
+
+def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
+    """The catalog by name, or by URL, or that of the items at hand."""
+    if not isinstance(catalog, str):
+        import pystac
+
+        items = None if isinstance(catalog, Mapping | pystac.Item) else list(catalog)
+        if items is None or not all(isinstance(i, pystac.Item) for i in items):
+            raise OptionError(
+                f"catalog={str(catalog)[:80]!r}: wanted a name, a URL, a pystac ItemCollection or a list of Items"
+            )
+        if collections is not None:
+            raise OptionError(
+                f"{collections=} are for a catalog that is searched: choose among the items before"
+            )
+        return Catalog(f"{len(items)} items given")
+    if catalog in CATALOGS:
+        chosen = CATALOGS[catalog]
+        check_secrets(chosen)
+    elif re.match("https?://", catalog):
+        known = [c.collections for c in CATALOGS.values() if catalog.rstrip("/").startswith(c.url)]
+        chosen = Catalog(catalog, known[0] if known else ())
+    else:
+        raise OptionError(
+            f"{catalog=}: wanted one of {', '.join(map(repr, CATALOGS))}, the URL of a STAC API, or items"
+        )
+    if isinstance(collections, str):
+        raise OptionError(f"{collections=}: wanted a list of collections")
+    return chosen if collections is None else replace(chosen, collections=tuple(collections))
+
+
+def _geobox(
+    bbox: Area | None,
+    intersects: Any,
+    point: tuple[float, float] | None,
+    buffer_m: float | None,
+    crs: str | int,
+) -> GeoBox:
+    """The grid of 10 m pixels, at multiples of 10 m, that covers the area."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+    from odc.geo.geom import box
+    from odc.geo.geom import point as point_at
+
+    given = [n for n, v in (("bbox", bbox), ("intersects", intersects), ("point", point)) if v is not None]
+    if len(given) != 1:
+        raise OptionError(
+            f"{' and '.join(given) or 'no area'} given: wanted one of bbox=, intersects= and point= with buffer_m="
+        )
+    if (buffer_m is None) != (point is None) or (buffer_m is not None and not 0 < buffer_m < math.inf):
+        raise OptionError(f"{point=} and {buffer_m=}: wanted a (lon, lat) and the metres around it")
+    if bbox is not None:
+        west, south, east, north = _degrees(bbox, 4, f"{bbox=}: wanted (west, south, east, north) in degrees")
+        if west > east:
+            raise OptionError(
+                f"{bbox=} crosses the antimeridian (west > east): a cube has one grid, open the two sides on their own"
+            )
+        area = box(west, south, east, north, "EPSG:4326")
+    elif point is not None:
+        lon, lat = _degrees(point, 2, f"{point=}: wanted (lon, lat) in degrees")
+        area = point_at(lon, lat, "EPSG:4326")
+    else:
+        area = _geometry(intersects)
+    middle = area.boundingbox
+    grid = _grid_crs(crs, (middle.left + middle.right) / 2, (middle.bottom + middle.top) / 2)
+
+    if buffer_m is None:
+        # a rectangle in degrees is none in metres: its edges bend, so they are projected in pieces
+        extent = area.to_crs(grid, resolution=0.01).boundingbox
+        near = 1e-6  # of a pixel: whoever asks for pixels that are there gets these
+        left, bottom = (math.floor(v / PIXEL + near) for v in (extent.left, extent.bottom))
+        right, top = (math.ceil(v / PIXEL - near) for v in (extent.right, extent.top))
+    else:
+        ((x, y),) = area.to_crs(grid).points
+        side = math.ceil(2 * buffer_m / PIXEL)
+        left, top = round((x - buffer_m) / PIXEL), round((y + buffer_m) / PIXEL)
+        right, bottom = left + side, top - side
+    if not right > left or not top > bottom:
+        raise OptionError(
+            f"{given[0]}={str(bbox or intersects)[:80]} has no extent: wanted an area, or point= with buffer_m="
+        )
+    geobox = GeoBox(
+        (top - bottom, right - left), Affine(PIXEL, 0, left * PIXEL, 0, -PIXEL, top * PIXEL), grid
+    )
+    around = lonlat(geobox).boundingbox
+    if around.right - around.left > 180:
+        raise OptionError(
+            f"{given[0]}= crosses the antimeridian: a cube has one grid, open the two sides on their own"
+        )
+    return geobox
+
+
+def _degrees(values: Sequence[float], n: int, wanted: str) -> tuple[float, ...]:
+    """Longitudes and latitudes in turn."""
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise OptionError(wanted) from error
+    lons, lats = numbers[::2], numbers[1::2]
+    if len(numbers) != n or not all(abs(v) <= 180 for v in lons) or not all(abs(v) <= 90 for v in lats):
+        raise OptionError(wanted)
+    if n == 4 and not (numbers[1] < numbers[3] and numbers[0] != numbers[2]):
+        raise OptionError(wanted)
+    return numbers
+
+
+def _geometry(intersects: Any) -> Geometry:
+    """A geometry in degrees of GeoJSON, or of whatever has a ``__geo_interface__``."""
+    from odc.geo.geom import Geometry, unary_union
+
+    shape = getattr(intersects, "__geo_interface__", intersects)
+    wanted = f"intersects={str(intersects)[:80]!r}: wanted a GeoJSON geometry in degrees"
+    try:
+        features = shape["features"] if shape["type"] == "FeatureCollection" else [shape]
+        shapes = [f["geometry"] if f["type"] == "Feature" else f for f in features]
+        crs = getattr(intersects, "crs", None) or "EPSG:4326"
+        area = unary_union([Geometry(s, crs).to_crs("EPSG:4326") for s in shapes])
+        assert area is not None  # no feature at all
+        box = area.boundingbox
+    except Exception as error:
+        raise OptionError(wanted) from error
+    _degrees(box.bbox, 4, wanted)
+    return area
+
+
+def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
+    """The CRS asked for, or the UTM zone of a place."""
+    from odc.geo import CRS
+
+    try:
+        grid = CRS.utm(lon, lat) if crs == "utm" else CRS(f"EPSG:{crs}" if isinstance(crs, int) else crs)
+    except Exception as error:
+        raise OptionError(f"{crs=}: wanted 'utm' or an EPSG code ({str(error)[:80]})") from error
+    if grid.geographic or not all(u in ("metre", "meter", "m") for u in grid.units):
+        raise OptionError(f"{crs=}: wanted 'utm' or a projected CRS in metres")
+    return grid
+
+
+def _search(chosen: Catalog, geobox: GeoBox, period: DateRange) -> list[pystac.Item]:
+    """Items of the area and the period, all pages of them.
+
+    Clouds are not asked about: some servers ignore the question without a word, so that what comes
+    back is looked through in any case.
+    """
+    import pystac_client
+    from pystac_client.stac_api_io import StacApiIO
+    from urllib3 import Retry
+
+    class PatientRetry(Retry):
+        def get_retry_after(self, response: Any) -> float | None:
+            asked = super().get_retry_after(response)
+            return None if asked is None else min(asked, catalogs.LONGEST_WAIT)
+
+    retry = PatientRetry(
+        total=catalogs.TRIES,
+        backoff_factor=catalogs.WAIT,
+        status_forcelist=catalogs.RETRY_STATUS_CODES,
+        allowed_methods=None,
+        raise_on_status=False,
+    )
+    when = None
+    if period is not None:  # servers' ranges are closed; the last moment is cut off again afterwards
+        when = "/".join(f"{t.isoformat()}Z" for t in period)
+    try:
+        client = pystac_client.Client.open(
+            chosen.url,
+            stac_io=StacApiIO(max_retries=retry, timeout=catalogs.TIMEOUT),
+            timeout=catalogs.TIMEOUT,
+        )
+        search = client.search(
+            collections=list(chosen.collections) or None,
+            bbox=lonlat(geobox).boundingbox.bbox,
+            datetime=when,
+            limit=100,
+        )
+        return list(search.items())
+    except Exception as error:
+        raise CatalogError(
+            f"the catalog {chosen.url} could not be searched ({1 + catalogs.TRIES} tries where that may help, "
+            f"{catalogs.TIMEOUT:g} s each): {type(error).__name__}: {str(error)[:300]}. Try again later, or another "
+            "catalog="
+        ) from error
+
+
+def _nothing_found(
+    scenes: list[ItemDecision], chosen: Catalog, geobox: GeoBox, period: DateRange, max_cloud: float | None
+) -> str:
+    where = ", ".join(f"{v:.4f}" for v in lonlat(geobox).boundingbox.bbox)
+    when = "any time" if period is None else f"{period[0].date()} to {period[1].date()} (exclusive)"
+    collections = list(chosen.collections) or "all"
+    query = f"catalog {chosen.url}, collections {collections}, bbox ({where}), {when}, {max_cloud=}"
+    if not scenes:
+        return f"nothing found: the catalog has no item for {query}. Check the place, the time and the collections"
+    why = Counter((s.unused or "").split(":")[0] for s in scenes)
+    worst = why.most_common(1)[0][0]
+    mend = {
+        "clouds": "raise max_cloud=",
+        "outside the area": "move the area",
+        "outside the period": "widen datetime=",
+        "lacks assets": "give other collections=",
+        "unreadable": "try again",
+    }
+    example = next(s for s in scenes if s.unused and s.unused.startswith(worst))
+    return (
+        f"nothing left over of the {len(scenes)} items found for {query}: "
+        f"{', '.join(f'{n} {reason}' for reason, n in why.items())} (e.g. {example.item.id}: {example.unused}). "
+        f"To mend it, {mend[worst]}"
+    )
+
+
+def _report_decisions(scenes: list[ItemDecision]) -> None:
+    """Log what was decided, and warn of what is open to doubt."""
+    used = [s for s in scenes if s.unused is None]
+    log.info("%d of %d items used", len(used), len(scenes))
+    for scene in scenes:
+        if scene.unused is not None:
+            log.info("item %s not used: %s", scene.item.id, scene.unused)
+    for (offset, decided_by), n in Counter((s.offset, s.decided_by) for s in used).items():
+        log.info("%d items: %g DN subtracted, by %s", n, offset, decided_by)
+    for (offset, doubt), n in Counter((s.offset, s.doubt) for s in used if s.doubt).items():
+        ids = [s.item.id for s in used if s.doubt == doubt]
+        warn(
+            f"{n} items ({', '.join(ids[:3])}{', …' if n > 3 else ''}): {doubt}, and {offset:g} DN are subtracted. If "
+            f"that is wrong, say so: harmonize=True ({OFFSET}), False, or a number"
+        )

@@ -1,0 +1,1 @@
+"""Embedding cubes in Zarr stores and GeoTIFF files."""

@@ -1,0 +1,237 @@
+"""Where a store is: a folder, a URL of any file system that fsspec knows, or a store object of zarr.
+
+The few files that are not chunks of an array, and the names of all, are read and written here; zarr
+itself reads and writes chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xr_anysat.errors import OptionError, StoreError, WriteError
+
+DRAFT = ".partial"
+"""How zarr's LocalStore ends the name of a file that is not whole yet."""
+
+
+@dataclass(frozen=True)
+class StoreLocation:
+    """Where a store is: small and picklable, for it is part of every task.
+
+    Attributes
+    ----------
+    address : str or zarr Store
+        Absolute path, URL, or a store object.
+    storage_options : tuple of (str, object)
+        For the file system of a URL.
+    """
+
+    address: Any
+    storage_options: tuple[tuple[str, Any], ...] = field(
+        default=(), repr=False
+    )  # keys and secrets: not for logs
+
+    def __str__(self) -> str:
+        return repr(self.address) if isinstance(self.address, str) else str(self.address)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return isinstance(self.address, str) and "://" not in self.address
+
+    @property
+    def name(self) -> str:
+        """Last part of the path; empty for a store object."""
+        return self.address.rpartition("/")[2] if isinstance(self.address, str) else ""
+
+    def root(self, *, read_only: bool = False) -> Any:
+        """The store of zarr.
+
+        Raises
+        ------
+        StoreError
+            If nobody knows how to reach the URL.
+        """
+        from zarr.storage import FsspecStore, LocalStore
+
+        if self.is_folder:
+            return LocalStore(self.address, read_only=read_only)
+        if not isinstance(self.address, str):
+            return self.address
+        try:
+            # a remembered listing does not know of what other threads and workers have written since: their
+            # blocks would be read as missing
+            options = {**dict(self.storage_options), "use_listings_cache": False}
+            return FsspecStore.from_url(self.address, storage_options=options, read_only=read_only)
+        except (ImportError, ValueError) as error:  # the file system's package is missing, or nobody knows it
+            raise StoreError(
+                f"{self} cannot be opened: {error}. Install what fsspec needs for it (s3fs for s3://, gcsfs for "
+                "gs://, adlfs for abfs://), or hand in zarr.storage.ObjectStore(obstore.store.from_url(...))"
+            ) from error
+
+    def beside(self) -> tuple[Any, str]:
+        """Where files beside this store go, and how their names begin; inside of a store object or a bucket.
+
+        Examples
+        --------
+        >>> Target("/data/area.zarr").beside(), Target("memory://area.zarr").beside()[1]
+        ((LocalStore('file:///data'), 'area.'), '')
+        """
+        parent = self.address.removesuffix(self.name).rstrip("/") if isinstance(self.address, str) else ":"
+        if parent.endswith(":"):
+            return self.root(), ""
+        return StoreLocation(
+            parent or "/", self.storage_options
+        ).root(), f"{self.name.removesuffix('.zarr')}."
+
+
+def parse_location(store: Any, storage_options: dict[str, Any] | None = None) -> StoreLocation:
+    """The target that a user named.
+
+    Raises
+    ------
+    OptionError
+        If `store` is no place.
+
+    Examples
+    --------
+    >>> parse_location("s3://bucket/area.zarr/", {"anon": False})
+    Target(address='s3://bucket/area.zarr')
+    """
+    from zarr.abc.store import Store
+
+    options = tuple((storage_options or {}).items())
+    if isinstance(store, Store):
+        address: Any = store
+    elif isinstance(store, str | os.PathLike) and os.fspath(store):
+        address = os.fspath(store).removeprefix("file://").removeprefix("local://")
+        address = address.rstrip("/") if "://" in address else str(Path(address).expanduser().absolute())
+    else:
+        raise OptionError(f"{store=}: wanted a path, a URL or a store of zarr")
+    target = StoreLocation(address, options)
+    if options and (target.is_folder or not isinstance(address, str)):
+        raise OptionError(f"storage_options={sorted(storage_options or {})} and {target}: they are for URLs")
+    return target
+
+
+def read(root: Any, key: str) -> bytes | None:
+    """What a file of a store holds; None if it is not there.
+
+    Raises
+    ------
+    StoreError
+        If that cannot be told.
+    """
+    from zarr.core.buffer import default_buffer_prototype
+
+    try:
+        value = _sync(root.get(key, default_buffer_prototype()))
+    except FileNotFoundError:  # no folder, or no bucket
+        return None
+    except Exception as error:  # of the file system, or of whichever library speaks to the server
+        raise _read_error(root, error) from error
+    return None if value is None else bytes(value.to_bytes())
+
+
+def write(root: Any, key: str, value: bytes, target: StoreLocation, *, replace: bool = True) -> None:
+    """Put a file into a store, whole or not at all; without `replace`, only if it is not there.
+
+    Raises
+    ------
+    WriteError
+        If it cannot be written.
+    """
+    from zarr.core.buffer import default_buffer_prototype
+
+    buffer = default_buffer_prototype().buffer.from_bytes(value)
+    try:
+        try:
+            _sync(root.set(key, buffer) if replace else _create(root, key, buffer))
+        except FileNotFoundError:  # another run may have finished just now, and cleared our draft away
+            _sync(root.set(key, buffer))
+    except Exception as error:  # as above
+        raise write_error(target, error) from error
+
+
+async def _create(root: Any, key: str, buffer: Any) -> None:
+    """Put a file where there is none: of two writers one comes first, wherever the file system can tell them apart."""
+    from zarr.storage import FsspecStore
+
+    if await root.exists(key):
+        return
+    try:
+        if isinstance(root, FsspecStore):  # whose own way is to look, and then to write
+            await root.fs._pipe_file(f"{root.path}/{key}", buffer.to_bytes(), mode="create")
+        else:
+            await root.set_if_not_exists(key, buffer)
+    except Exception:  # it came to be there; or there are no hard links, or no conditional writes
+        if not await root.exists(key):
+            await root.set(key, buffer)
+
+
+def keys(root: Any, prefix: str) -> list[str]:
+    """Names of the files of a store that begin with `prefix`.
+
+    Raises
+    ------
+    StoreError
+        If they cannot be listed.
+    """
+
+    async def collect() -> list[str]:
+        return [key async for key in root.list_prefix(prefix)]
+
+    return _listed(root, collect)
+
+
+def is_empty(root: Any) -> bool:
+    """Whether a store has no files, but for drafts that a killed writer may have left; lists no more than it must."""
+
+    async def first() -> list[str]:
+        async for key in root.list_prefix(""):
+            if not key.endswith(DRAFT):
+                return [key]
+        return []
+
+    return not _listed(root, first)
+
+
+def _listed(root: Any, found: Callable[[], Coroutine[Any, Any, list[str]]]) -> list[str]:
+    try:
+        names: list[str] = _sync(found())
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # as above
+        raise _read_error(root, error) from error
+    return names
+
+
+def _read_error(root: Any, error: Exception) -> StoreError:
+    return StoreError(
+        f"{root} cannot be read: {_said(error)}. Look at the address, rights and credentials (storage_options= for "
+        "a URL)"
+    )
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without what obstore adds for debugging."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def write_error(target: StoreLocation, error: Exception) -> WriteError:
+    """What to raise where a write failed."""
+    return WriteError(
+        f"{target} could not be written: {_said(error)}. What is finished stays; make it writable (space, rights, "
+        "credentials) and repeat the call, it goes on where it stopped"
+    )
+
+
+def _sync(awaited: Any) -> Any:
+    # zarr's stores are asynchronous, and live in the loop that zarr runs
+    from zarr.core.sync import sync
+
+    return sync(awaited)

@@ -1,0 +1,350 @@
+"""What is written beside embeddings so that others can read them: Zarr conventions and STAC.
+
+A store's group says what it holds by the conventions ``geoemb:``, ``proj:`` and ``spatial:`` of Zarr. A
+STAC Item says the same to catalogs, and links to an Item of the Machine Learning Model extension, which
+describes the model. All is read off the cube and the record in its attrs, and nothing else is said: two
+calls give the same, a cube without a CRS gets no place, and random weights no claim.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.cube.reading import BANDS, PIXEL
+from xr_anysat.model.checkpoint import OFFICIAL
+from xr_anysat.model.spec import cell_side, channels
+from xr_anysat.record import _recorded
+from xr_anysat.shared.grid import grid_of
+from xr_anysat.stac.catalogs import CATALOGS
+from xr_anysat.store.codecs import SCALE, VALUES, dtypes
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+STAC_VERSION = "1.1.0"
+
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+
+PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+
+FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+
+# not the newest version, but the newest that pystac reads; nothing that came later is used here
+MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
+
+PAPER = "https://arxiv.org/abs/2412.14123"
+
+CODE = "https://github.com/gastruc/AnySat"
+
+HUB = f"https://huggingface.co/{OFFICIAL.repo}"
+
+SENTINEL_2 = "https://sentiwiki.copernicus.eu/web/sentinel-2"
+
+FOOTPRINT_STEP = 5000.0
+"""Metres between a footprint's vertices: its edges, straight in degrees, so stay within a pixel of the true ones."""
+
+
+def stac_item(
+    emb: xr.DataArray, *, item_id: str, href: str, media_type: str, codec: str | None
+) -> dict[str, Any] | None:
+    """The STAC Item of a stored embedding cube.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+    item_id : str
+        ``id`` of the Item.
+    href : str
+        Where the embeddings are, absolute or seen from the Item.
+    media_type : str
+        Of what is there, ``"application/vnd.zarr; version=3"``.
+    codec : {None, "float16", "int8"}
+        How they are stored.
+
+    Returns
+    -------
+    dict or None
+        JSON. Its link ``derived_from`` leads to the Item of :func:`model_item`, which has to be put
+        beside it as ``<id>.json``. Without a CRS the geometry is null. None for a cube without the record
+        of :func:`xr_anysat.embed` in its attrs: an Item must have a time.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> import xr_anysat
+    >>> cube = xr.DataArray(
+    ...     np.full((2, 10, 4, 4), 1000, "uint16"), dims=("time", "band", "y", "x"),
+    ...     coords={"time": pd.to_datetime(["2022-03-01", "2022-08-01"]), "band": list(xr_anysat.BANDS)},
+    ... )
+    >>> emb = cube.anysat.embed(2, period="2022", model="tiny", weights="random")
+    >>> item = stac_item(emb, item_id="a", href="./a.zarr", media_type="application/vnd.zarr; version=3", codec=None)
+    >>> item["properties"]["end_datetime"], item["links"][0]["href"]
+    ('2022-12-31T23:59:59Z', './anysat-tiny-random-0.json')
+    """
+    if not _recorded(emb):
+        return None
+    attrs, weights, geobox = emb.attrs, _weights(emb.attrs), grid_of(emb)
+    model = f"./{weights.id}.json"
+    start, end = (pd.Timestamp(day) for day in attrs["temporal_window"].split("/"))
+    decoding = (
+        f"value = {VALUES} × {SCALE}, and a cell of scale NaN has" if codec == "int8" else "a NaN cell has"
+    )
+    properties = {
+        "title": _title(attrs),
+        "description": (
+            f"Sentinel-2 from {start.date()} to {end.date()} (exclusive), embedded by AnySat {attrs['model']} with "
+            f"{weights.said}. {emb.sizes['D']} channels a cell; {decoding} nothing observed."
+        ),
+        "datetime": None,
+        "start_datetime": f"{start.isoformat()}Z",
+        "end_datetime": f"{(end - pd.Timedelta(seconds=1)).isoformat()}Z",  # inclusive in STAC
+        # a derived product says that a model made it, and which: best-practices.md of the extension mlm
+        "processing:level": "L4",
+        "processing:expression": {"format": "stac-mlm", "expression": model},
+        "processing:software": json.loads(attrs["versions"]),
+        "anysat:config": json.loads(attrs["config"]),
+        "anysat:frame_dates": [str(day) for day in np.atleast_1d(attrs["frame_dates"])],
+        "anysat:weights_sha256": attrs["weights_sha256"],
+    }
+    source = json.loads(attrs.get("source", "{}"))
+    if "items" in source:
+        entries = json.loads(source["items"])
+        properties["anysat:source_items"] = [entry["id"] for entry in entries if entry["used"] is True]
+    place: dict[str, Any] = {"geometry": None}
+    extensions = [PROCESSING]
+    if geobox is not None and geobox.crs is not None:
+        geometry, bbox = _footprint(geobox)
+        place = {"geometry": geometry, "bbox": bbox}
+        extensions.append(PROJECTION)
+        properties |= {"gsd": _gsd(attrs, geobox), "proj:code": None, **_proj(geobox)}
+        properties |= {f"proj:{key}": value for key, value in _grid(geobox).items()}
+    derived = {"rel": "derived_from", "href": model, "type": "application/geo+json", "title": weights.name}
+    return {
+        "type": "Feature",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": extensions,  # not mlm, whose schema wants Items that are models
+        "id": item_id,
+        **place,
+        "properties": properties,
+        "links": [
+            {**derived, "mlm:name": weights.name},
+            {"rel": "store", "href": href, "type": media_type},
+        ],
+        "assets": {
+            "embeddings": {
+                "href": href,
+                "type": media_type,
+                "title": _title(attrs),
+                "roles": ["data"],
+                "data_type": str(dtypes(codec, emb.dtype)[VALUES]),
+            }
+        },
+    }
+
+
+def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
+    """The STAC Item, by the Machine Learning Model extension, of the model that made an embedding cube.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        What :func:`xr_anysat.embed` made.
+
+    Returns
+    -------
+    dict or None
+        JSON, the same for all cubes of the same weights. ``mlm:pretrained`` is true of the published
+        weights, false of random ones, and left out for the user's own. None for a cube without a record.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> model_item(xr.DataArray(np.ones((4, 2, 3)), dims=("D", "y", "x"))) is None
+    True
+    """
+    if not _recorded(emb):
+        return None
+    size, weights = emb.attrs["model"], _weights(emb.attrs)
+    bands = [{"name": band} for band in BANDS]
+    model = {**weights.assets["model"], "bands": bands}  # STAC wants them there too, mlm among the properties
+    # what vectors serve without a head on top
+    tasks = [] if weights.random else ["similarity-search"]
+    frames = _tensor(batch=-1, time=-1, bands=len(BANDS), height=-1, width=-1)
+    grid = {"height": -1, "width": -1}
+    outputs = {
+        kind: _tensor(batch=-1, **({} if kind == "tile" else grid), embedding=channels(size, kind))
+        for kind in ("patch", "dense", "local", "tile")
+    }
+    return {
+        "type": "Feature",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": [MLM, FILE] if "file:checksum" in model else [MLM],
+        "id": weights.id,
+        "geometry": None,
+        "properties": {
+            "title": weights.name,
+            "description": f"AnySat (Astruc, Gonthier, Mallet, Landrieu; CVPR 2025), with {weights.said}.",
+            # applicable at any time, as best-practices.md of the extension has it
+            "datetime": None,
+            "start_datetime": "1900-01-01T00:00:00Z",
+            "end_datetime": "9999-12-31T23:59:59Z",
+            "bands": bands,
+            "mlm:name": weights.name,
+            "mlm:architecture": "Vision Transformer",
+            "mlm:tasks": tasks,
+            "mlm:framework": "PyTorch",
+            **weights.properties,
+            "mlm:input": [
+                {"name": "s2", "bands": list(BANDS), "input": frames},
+                {
+                    "name": "s2_dates",
+                    "bands": [],
+                    "input": {**_tensor(batch=-1, time=-1), "data_type": "int64"},
+                },
+            ],
+            "mlm:output": [{"name": k, "tasks": tasks, "result": v} for k, v in outputs.items()],
+        },
+        "links": [{"rel": "cite-as", "href": PAPER, "type": "text/html"}],
+        "assets": {**weights.assets, "model": model},
+    }
+
+
+# ---------------------------------------------------------------------- the record
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What may be said of weights.
+
+    Attributes
+    ----------
+    id, name : str
+        Of the Item that describes them; the name of letters, digits, dots, hyphens and spaces, as mlm wants it.
+    said : str
+        What they are, in words.
+    url : str
+        The best reference there is.
+    assets, properties : dict
+        Of that Item.
+    random : bool
+        Whether they carry no learned meaning.
+    """
+
+    id: str
+    name: str
+    said: str
+    url: str = PAPER
+    # without published weights, the architecture is the model
+    assets: dict[str, Any] = field(
+        default_factory=lambda: {
+            "model": {
+                "href": CODE, "type": "text/html", "title": "The architecture",
+                "roles": ["mlm:model", "mlm:source_code", "code"], "mlm:artifact_type": "torch.nn.Module",
+            }
+        }
+    )  # fmt: skip
+    properties: dict[str, Any] = field(default_factory=dict)
+    random: bool = False
+
+
+def _weights(attrs: dict[Any, Any]) -> _Weights:
+    """The weights of a record."""
+    size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
+    kind, _, rest = source.partition(":")
+    hashed = OFFICIAL.has(sha256)
+    if hashed or source == "official":
+        asset = {
+            "href": f"{HUB}/resolve/main/{OFFICIAL.filename}",
+            "type": "application/octet-stream; framework=pytorch",
+            "title": "The published weights", "roles": ["mlm:model", "mlm:weights"],
+            "mlm:artifact_type": "torch.save",
+        }  # fmt: skip
+        if hashed:
+            asset["file:checksum"] = f"1220{sha256}"  # as a multihash: sha2-256, of 32 bytes
+        return _Weights(
+            f"anysat-{size}-{OFFICIAL.sha256_prefix}", f"AnySat {size}", "the published weights", HUB,
+            {"model": asset, "source_code": {"href": CODE, "type": "text/html", "roles": ["mlm:source_code", "code"]}},
+            {"license": "MIT", "mlm:pretrained": True, "mlm:pretrained_source": "GeoPlex"},
+        )  # fmt: skip
+    if kind == "random":
+        said = f"random weights (seed {rest}), which carry no learned meaning"
+        training = {"mlm:pretrained": False, "mlm:pretrained_source": None}
+        name = f"AnySat {size} with random weights of seed {rest}"
+        return _Weights(f"anysat-{size}-random-{rest}", name, said, properties=training, random=True)
+    if kind == "module":
+        said = "the weights of a module of the user's, which are not recorded"
+        return _Weights(
+            f"anysat-{size}-module-{rest[:8]}", f"AnySat {size} with the weights of a module", said
+        )
+    said = f"weights of the user's own, of sha256 {sha256}"
+    return _Weights(f"anysat-{size}-{sha256[:8]}", f"AnySat {size} with own weights {sha256[:8]}", said)
+
+
+def _title(attrs: dict[Any, Any]) -> str:
+    return f"AnySat {attrs['output']} embeddings"
+
+
+def _cell(attrs: dict[Any, Any]) -> int:
+    """Pixels on the side of a cell."""
+    return cell_side(attrs["output"], side=int(attrs["patch_size_m"] // PIXEL), tile=int(attrs["tile"]))
+
+
+def _gsd(attrs: dict[Any, Any], geobox: GeoBox) -> float:
+    """Metres on the side of a pixel that the model saw: 10, or what ``resize=`` made of it."""
+    return abs(float(geobox.resolution.x)) / _cell(attrs)
+
+
+def _source_data(attrs: dict[Any, Any]) -> list[str]:
+    """URIs of what was embedded: the collections of the catalog, or the mission."""
+    url = json.loads(attrs.get("source", "{}")).get("catalog", "")
+    if "://" not in url:
+        return [SENTINEL_2]
+    collections = [name for known in CATALOGS.values() if known.url == url for name in known.collections]
+    return [f"{url}/collections/{name}" for name in collections] or [url]
+
+
+def _proj(geobox: GeoBox) -> dict[str, str]:
+    """The CRS in words that stand by themselves, and its code if it has one."""
+    assert geobox.crs is not None  # or it had not been asked for
+    code = geobox.crs.to_epsg()
+    named = {} if code is None else {"proj:code": f"EPSG:{code}"}
+    return {**named, "proj:wkt2": geobox.crs.to_wkt()}
+
+
+def _grid(geobox: GeoBox) -> dict[str, list[float]]:
+    """Members that ``spatial:`` of Zarr and ``proj:`` of STAC have alike."""
+    return {
+        "transform": [float(v) for v in geobox.transform[:6]],
+        "shape": [int(n) for n in geobox.shape],
+        "bbox": [float(v) for v in geobox.boundingbox.bbox],
+    }
+
+
+def _footprint(geobox: GeoBox) -> tuple[dict[str, Any], list[float]]:
+    """Geometry and bbox in longitude and latitude, cut at the antimeridian as RFC 7946 has it."""
+    outline = geobox.extent.to_crs("EPSG:4326", resolution=FOOTPRINT_STEP, wrapdateline=True).geom
+    edges = [part.exterior for part in getattr(outline, "geoms", [outline])]
+    # counterclockwise; to 1 cm, since digits beyond depend on the version of PROJ
+    rings = [
+        [[round(x, 7), round(y, 7)] for x, y in edge.coords[:: 1 if edge.is_ccw else -1]] for edge in edges
+    ]
+    lons = [[x for x, _ in ring] for ring in rings]
+    lats = [y for ring in rings for _, y in ring]
+    if len(rings) == 1:
+        west, east = min(lons[0]), max(lons[0])
+        return {"type": "Polygon", "coordinates": rings}, [west, min(lats), east, max(lats)]
+    west, east = min(min(x) for x in lons if min(x) > 0), max(max(x) for x in lons if max(x) < 0)
+    polygons = {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
+    return polygons, [west, min(lats), east, max(lats)]
+
+
+def _tensor(**sides: int) -> dict[str, Any]:
+    """Sides of a tensor by name, in their order; -1 is any."""
+    return {"shape": list(sides.values()), "dim_order": list(sides), "data_type": "float32"}

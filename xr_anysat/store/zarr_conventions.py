@@ -1,0 +1,125 @@
+"""Attributes of the Zarr conventions ``geoemb:``, ``proj:`` and ``spatial:``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from xr_anysat.record import _recorded
+from xr_anysat.shared.grid import grid_of
+from xr_anysat.store.codecs import SCALE
+from xr_anysat.store.stac_items import _cell, _grid, _gsd, _proj, _source_data, _title, _weights
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+# Entries of `zarr_conventions`, word for word as each convention's JSON schema wants them: geoemb: in its
+# tag v1 (geo-embeddings/embeddings-zarr-convention), the others in their tags v0.1 (zarr-conventions).
+GEOEMB = {
+    "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+    "schema_url": (
+        "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/schema.json"
+    ),
+    "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
+    "name": "geoemb:",
+    "description": "Geoembeddings convention for geospatial embedding arrays with model provenance",
+}
+
+PROJ = {
+    "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+    "schema_url": "https://raw.githubusercontent.com/zarr-conventions/proj/refs/tags/v0.1/schema.json",
+    "spec_url": "https://github.com/zarr-conventions/proj/blob/v0.1/README.md",
+    "name": "proj",
+    "description": "Coordinate reference system information for geospatial data",
+}
+
+SPATIAL = {
+    "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+    "schema_url": "https://raw.githubusercontent.com/zarr-conventions/spatial/refs/tags/v0.1/schema.json",
+    "spec_url": "https://github.com/zarr-conventions/spatial/blob/v0.1/README.md",
+    "name": "spatial",
+    "description": "Spatial coordinate information",
+}
+
+QUANTIZATION: dict[str | None, dict[str, Any]] = {
+    "int8": {
+        "method": "per_pixel_scale",
+        "original_dtype": "float32",
+        "quantized_dtype": "int8",
+        "scale": {"type": "array", "array_name": SCALE, "nodata": "NaN"},
+    },
+    "float16": {"method": "cast", "original_dtype": "float32", "quantized_dtype": "float16"},
+}
+"""``geoemb:quantization`` of each codec. Of ``int8``: value = code × scale, cell by cell."""
+
+
+def group_attributes(
+    emb: xr.DataArray, *, data_type: str, quantization: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Attributes of the Zarr group that holds an embedding cube.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+        The cube on the grid of the arrays in the store.
+    data_type : str
+        Of the stored values: ``"float32"``, ``"float16"`` or ``"int8"``.
+    quantization : dict, optional
+        How values became codes, as in :data:`QUANTIZATION`; None where they are stored as they are.
+
+    Returns
+    -------
+    dict
+        JSON. ``zarr_conventions`` declares what follows: ``geoemb:`` (and a title and a comment) for a
+        cube with the record of :func:`xr_anysat.embed` in its attrs, ``proj:`` for one with a CRS,
+        ``spatial:`` for one with coordinates.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> emb = xr.DataArray(np.ones((4, 2, 3)), dims=("D", "y", "x"), coords={"y": [25, 15], "x": [0, 10, 20]})
+    >>> attributes = group_attributes(emb, data_type="float64", quantization=None)
+    >>> attributes["spatial:transform"], attributes["spatial:bbox"]
+    ([10.0, 0.0, -5.0, 0.0, -10.0, 30.0], [-5.0, 10.0, 25.0, 30.0])
+    """
+    geobox = grid_of(emb)
+    declared: list[dict[str, str]] = []
+    attributes: dict[str, Any] = {}
+    if _recorded(emb):
+        declared.append(GEOEMB)
+        attributes |= {"title": _title(emb.attrs), "comment": f"AnySat with {_weights(emb.attrs).said}."}
+        attributes |= _geoemb(emb, geobox, data_type, quantization)
+    if geobox is not None and geobox.crs is not None:
+        declared.append(PROJ)
+        attributes |= _proj(geobox)
+    if geobox is not None:
+        declared.append(SPATIAL)
+        attributes |= {f"spatial:{key}": value for key, value in _grid(geobox).items()}
+        attributes |= {"spatial:dimensions": ["y", "x"], "spatial:registration": "pixel"}
+    return {"zarr_conventions": [dict(entry) for entry in declared], **attributes}
+
+
+def _geoemb(
+    emb: xr.DataArray, geobox: GeoBox | None, data_type: str, quantization: dict[str, Any] | None
+) -> dict[str, Any]:
+    from xr_anysat._version import __version__
+
+    cell = _cell(emb.attrs)
+    members: dict[str, Any] = {
+        "type": "pixel" if cell == 1 else "chip",
+        "dimensions": emb.sizes["D"],
+        "model": _weights(emb.attrs).url,
+        "source_data": _source_data(emb.attrs),
+        "data_type": data_type,
+        "build_version": __version__,
+    }
+    if geobox is not None and geobox.crs is not None:
+        members["gsd"] = _gsd(emb.attrs, geobox)
+    if cell > 1:
+        members["chip_layout"] = {
+            "layout_type": "regular_grid", "chip_size": [cell, cell], "stride": [cell, cell],
+        }  # fmt: skip
+    if quantization is not None:
+        members["quantization"] = quantization
+    return {f"geoemb:{key}": value for key, value in members.items()}

@@ -1,0 +1,1 @@
+"""Pictures of frames and embeddings, in matplotlib and in Jupyter."""
