@@ -429,7 +429,7 @@ def test_models_are_stored_to_the_last_digit(emb: xr.DataArray, kind: str) -> No
 )  # fmt: skip
 def test_models_of_something_else_are_refused(kind: Any, text: str) -> None:
     with pytest.raises(
-        OptionError, match=r"holds no (Reducer|Clusters) .*to_json\(\)|wanted (vectors|as many)"
+        OptionError, match=r"holds no (PCAModel|Clusters) .*to_json\(\)|wanted (vectors|as many)"
     ):
         kind.from_json(text)
 
@@ -802,7 +802,7 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.rgb(seed=-1), OptionError, "seed=-1"),
         (lambda e: e.anysat.rgb(cells=2), OptionError, "cells=2: wanted a whole number, 3 or more"),
         (lambda e: nothing(e).anysat.rgb(), CubeError, "0 of 1353 cells were observed, and 3 are wanted.*model="),
-        (lambda e: e.anysat.rgb(model="x"), OptionError, r"model='x': wanted the Reducer.*Reducer\.from_json"),
+        (lambda e: e.anysat.rgb(model="x"), OptionError, r"model='x': wanted the PCAModel.*PCAModel\.from_json"),
         (lambda e: e.anysat.cluster(model=e.anysat.reduce(2)[1]), OptionError, "wanted the Clusters"),
         (lambda e: e.anysat.rgb(model=e.anysat.reduce(2)[1]), OptionError, r"2 components: wanted three.*reduce\(3\)"),
         (lambda e: e.anysat.reduce(3, model=e.anysat.reduce(2)[1]), OptionError, "k=3: .*up to 2"),

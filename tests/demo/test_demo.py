@@ -309,7 +309,7 @@ def test_a_silent_hub_does_not_hang(tmp_path):
     """A hub that never answers costs seconds, and the fallback is told in capitals."""
     with silent_server() as server:
         env = alone(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.getsockname()[1]}")
-        code = "import sys; from xr_anysat import demo; print(demo.find_weights(None, 'base'))"
+        code = "import sys; from xr_anysat.demo import run; print(run.find_weights(None, 'base'))"
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60

@@ -245,7 +245,7 @@ def test_memory_is_kept_only_while_a_block_is_computed() -> None:
     import resource
     from contextlib import nullcontext
     import numpy as np
-    from xr_anysat.embedding.blocks import _freed_memory_is_kept
+    from xr_anysat.embedding.process import retain_freed_memory
 
     def pages(context):
         with context:
@@ -255,7 +255,7 @@ def test_memory_is_kept_only_while_a_block_is_computed() -> None:
                 np.ones(1 << 20, np.uint8)
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    print(*(pages(context) for context in (nullcontext(), _freed_memory_is_kept(), nullcontext())))
+    print(*(pages(context) for context in (nullcontext(), retain_freed_memory(), nullcontext())))
     """
     env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
     run = subprocess.run(

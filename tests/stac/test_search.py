@@ -967,7 +967,7 @@ def test_a_mask_of_ones_own(tmp_path):
     cloud[:5] = 80
     item = make_item(tmp_path, "x", scl=9, extra={"cloud": cloud})
     cube = open_s2(**area_of(), catalog=[item], mask=cloudy, mask_assets=["cloud"])
-    assert cube.attrs["mask"] == "test_stac.cloudy"
+    assert cube.attrs["mask"] == f"{__name__}.cloudy"
     loaded = cube.compute()[0]
     assert loaded[:, :5].isnull().all()
     assert loaded[:, 5:].notnull().all()
