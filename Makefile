@@ -29,7 +29,7 @@ demo: $(STAMP)  ## Make a scene, embed it, and draw a picture, into demo/
 
 test: lint  ## Lint, types, and tests with coverage
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
 
 docs: $(STAMP)  ## The documentation, into docs/_build; runs the notebooks
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import dask.threaded
 import pytest
 
 import xr_anysat
+
+# A shell without job control ignores SIGINT in what it starts in the background, and so would every process of a test
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _own_threads() -> None:
-    """Threads of dask's that have torch's number of threads as it is now: each keeps what it was born with."""
+    """Start dask's threads anew: each keeps the number of torch threads that was set when it started."""
     dask.threaded.default_pool = None
