@@ -357,12 +357,12 @@ def path() -> None:
 def info(**options: Any) -> None:
     """Tell which weights embed would use, and where they are."""
     spec, official = _spec(explicit_options(options, EMBEDDING)), checkpoint.OFFICIAL
-    source, sha256, file = spec.source, spec.sha256, "made from the seed"
-    if source == "official":
+    source, sha256, file = str(spec.source), spec.sha256, "made from the seed"
+    if spec.source.kind == "official":
         source = f"official, {official.filename} of {official.repo}"
         sha256 = sha256 or f"{official.sha256_prefix}…{official.sha256_suffix}"
         file = str(checkpoint.official_path(download=False) or "not on this machine")
-    elif not source.startswith("random:"):
+    elif spec.source.kind == "file":
         file = source
     if Path(file).is_file():
         file += f", {format_bytes(Path(file).stat().st_size)}"
@@ -398,7 +398,7 @@ def _spec(how: dict[str, Any]) -> EncoderSpec:
 def _fetch_weights(how: dict[str, Any]) -> None:
     """Have official weights here before hours of work, so that the store records which they are."""
     spec = _spec(how)
-    if spec.source == "official" and spec.sha256 is None:
+    if spec.source.kind == "official" and spec.sha256 is None:
         say("Looking for the official weights (504 MB)")
         with_known_hash(spec)
 

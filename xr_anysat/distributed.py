@@ -83,7 +83,7 @@ def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
             f"prepare(client, {type(spec).__name__}): wanted the embedding that is to be computed, as embed() "
             "gave it, or an EncoderSpec"
         )
-    if spec.source.startswith("module:"):
+    if spec.source.kind == "module":
         raise WeightsError(
             "a module that is passed as model lives in one process only and cannot be sent to workers. Save its "
             f"weights, torch.save(model.state_dict(), PATH), and pass model={spec.size!r}, weights=PATH"
@@ -93,7 +93,7 @@ def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
 
 async def _prepare(client: Client, spec: EncoderSpec) -> dict[str, str]:
     spec = await asyncio.to_thread(with_known_hash, spec)
-    if not spec.source.startswith("random:") and not await client.run_on_scheduler(_open, spec.sha256):
+    if spec.source.kind != "random" and not await client.run_on_scheduler(_open, spec.sha256):
         await _send(client, spec)
     devices = await client.run(_ready, spec, on_error="return")
     failed = {worker: error for worker, error in devices.items() if isinstance(error, BaseException)}

@@ -14,6 +14,7 @@ from xr_anysat.cube.compositing import SOURCE_ATTRS
 from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import CubeError, CubeTypeError
 from xr_anysat.model.checkpoint import OFFICIAL
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, device_of, loaded_sha256
 
 UNRECORDED = "of the cube's own frames, and not recorded"
@@ -97,7 +98,7 @@ def _spec_of(emb: xr.DataArray) -> EncoderSpec:
     config, sha256 = json.loads(emb.attrs["config"]), emb.attrs["weights_sha256"]
     return EncoderSpec(
         config["model"],
-        config["weights"],
+        WeightsSource.parse(config["weights"]),
         None if sha256 == NOT_LOADED else sha256,
         config["device"],
         config["precision"],
@@ -122,7 +123,7 @@ def _attrs(
     attrs: dict[str, Any] = {
         "long_name": f"AnySat {config['output']} embedding",
         "model": spec.size,
-        "weights": spec.source,
+        "weights": str(spec.source),
         "weights_sha256": (spec.sha256 if lazy else loaded_sha256(spec)) or NOT_LOADED,
         "output": config["output"],
         "patch_size_m": config["patch_size"],
@@ -193,10 +194,10 @@ _FREE = {
 
 def weights_identity(attrs: dict[Any, Any]) -> str | None:
     """What tells weights apart, wherever they lie: their hash, but for those that have none, or none yet."""
-    source, sha256 = attrs.get("weights"), attrs.get("weights_sha256")
-    if source == "official" or OFFICIAL.has(str(sha256)):
+    source, sha256 = WeightsSource.parse(str(attrs.get("weights"))), attrs.get("weights_sha256")
+    if source.kind == "official" or OFFICIAL.has(str(sha256)):
         return "official"
-    return source if str(source).startswith("module:") else sha256
+    return str(source) if source.kind == "module" else sha256
 
 
 def _nested(attrs: dict[Any, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from xr_anysat.errors import AnySatWarning, DeviceError, OptionError, WeightsErr
 from xr_anysat.model import checkpoint as official_checkpoint
 from xr_anysat.model import random_weights, state_dict, weights
 from xr_anysat.model.linear import Linear
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder, load_model, load_state
 
 # Models of a few hundred kilobytes, with the structure and the eleven sensors of the real ones.
@@ -116,7 +117,7 @@ def test_a_spec_needs_no_torch_and_is_the_same_in_every_process(tmp_path):
 
 def test_a_spec_is_small_plain_and_hashable(checkpoint):
     spec = encoder_spec("tiny", checkpoint)
-    assert spec == EncoderSpec("tiny", str(checkpoint), spec.sha256, "auto", "float32")
+    assert spec == EncoderSpec("tiny", WeightsSource("file", str(checkpoint)), spec.sha256, "auto", "float32")
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert len(pickle.dumps(spec)) < 1000
     # the defaults of the public functions are of a subclass of str, which must not reach a worker
@@ -130,7 +131,7 @@ def test_a_path_is_made_absolute_and_hashed(checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     specs = {encoder_spec("tiny", given) for given in (checkpoint, "mine.pth", "~/mine.pth")}
     (spec,) = specs
-    assert spec.source == str(checkpoint)
+    assert str(spec.source) == str(checkpoint)
     assert spec.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 
@@ -139,9 +140,9 @@ def test_a_path_is_made_absolute_and_hashed(checkpoint, monkeypatch):
 )
 def test_random_weights_are_named_by_their_recipe(given):
     spec = encoder_spec("tiny", given)
-    assert spec.source == "random:7"
+    assert str(spec.source) == "random:7"
     assert spec.sha256 == hashlib.sha256(b"xr_anysat random weights v1 size=tiny seed=7").hexdigest()
-    assert encoder_spec("tiny", "random").source == "random:0"
+    assert str(encoder_spec("tiny", "random").source) == "random:0"
 
 
 @pytest.mark.parametrize(
@@ -149,10 +150,10 @@ def test_random_weights_are_named_by_their_recipe(given):
     [
         ({"model": "huge"}, r"model='huge': wanted one of 'tiny', 'small', 'base', or an AnySat module"),
         ({"model": 3}, r"model=3: wanted one of 'tiny', 'small', 'base', or an AnySat module"),
-        ({"weights": 3}, r"weights=3: wanted None \(the official checkpoint\), a path, 'random'"),
-        ({"weights": ("random", -1)}, r"weights=\('random', -1\): wanted a seed from 0"),
-        ({"weights": ("random", True)}, r"wanted a seed from 0 to 2\*\*63 - 1"),
-        ({"weights": "random:x"}, r"weights='random:x': wanted a seed"),
+        ({"weights": 3}, r"weights=3: expected None \(the official checkpoint\), a path, 'random'"),
+        ({"weights": ("random", -1)}, r"weights=\('random', -1\): expected a seed from 0"),
+        ({"weights": ("random", True)}, r"expected a seed from 0 to 2\*\*63 - 1"),
+        ({"weights": "random:x"}, r"weights='random:x': expected a seed"),
         ({"device": "gpu"}, r"device='gpu': wanted 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"),
         ({"device": "cuda:"}, r"device='cuda:': wanted"),
         ({"device": 0}, r"device=0: wanted"),
@@ -538,7 +539,7 @@ def test_the_encoder_is_ready_to_run(checkpoint, state):
     packed = [n for n, layer in encoder.named_modules() if isinstance(layer, Linear)]
     names = {f"{n}.{kind}" for n in packed for kind in ("weight", "bias")}
     assert names.isdisjoint(encoder.state_dict())
-    assert names | set(encoder.state_dict()) == set(state_dict._shapes("tiny", ("s2",)))
+    assert names | set(encoder.state_dict()) == set(state_dict.state_shapes("tiny", ("s2",)))
     plain = anysat.AnySat("tiny").eval()
     plain.load_state_dict(state, strict=True)
     torch.testing.assert_close(run(encoder), run(plain), rtol=0, atol=1e-5)
@@ -662,7 +663,7 @@ def test_a_module_that_is_gone():
 
 
 def test_a_module_in_another_process():
-    spec = EncoderSpec("tiny", "module:of-another-process", None, "auto", "float32")
+    spec = EncoderSpec("tiny", WeightsSource("module", "of-another-process"), None, "auto", "float32")
     message = (
         r"lives in one process only, and this is another one; or save its weights.*model='tiny', weights=PATH"
     )
@@ -728,12 +729,12 @@ def official(content):
 SMALLEST = official_checkpoint.SMALLEST
 FIND = f"""
     import json, time
-    from xr_anysat.model import checkpoint as official_checkpoint
-from xr_anysat.model import random_weights, state_dict, weights
-    official_checkpoint.OFFICIAL = weights.{official(CONTENT)!r}
+    from xr_anysat.errors import WeightsError
+    from xr_anysat.model import checkpoint
+    checkpoint.OFFICIAL = checkpoint.{official(CONTENT)!r}
     time.sleep = lambda seconds: None  # between the retries of the hub's client
     try:
-        print(json.dumps([str(official_checkpoint.official_path()), ""]))
+        print(json.dumps([str(checkpoint.official_path()), ""]))
     except WeightsError as error:
         print(json.dumps([None, str(error)]))
 """
@@ -832,7 +833,7 @@ def test_an_official_spec_learns_its_hash_when_it_is_loaded(tmp_path, cache, mon
     sha256 = hashlib.sha256(content).hexdigest()
     monkeypatch.setattr(official_checkpoint, "OFFICIAL", official(content))
     early = encoder_spec(device="cpu")
-    assert early == EncoderSpec("base", "official", None, "cpu", "float32")
+    assert early == EncoderSpec("base", WeightsSource("official"), None, "cpu", "float32")
     with config.set(offline=True), pytest.raises(WeightsError, match="option offline"):
         get_encoder(early)
     assert weights.loaded_sha256(early) is None

@@ -332,8 +332,8 @@ ROWS = [
         WeightsError,
     ),
     option("weights", None, "no official checkpoint of model='tiny'", WeightsError),
-    option("weights", 3, "weights=3: wanted None"),
-    option("weights", ("random", -1), "wanted a seed from 0"),
+    option("weights", 3, "weights=3: expected None"),
+    option("weights", ("random", -1), "expected a seed from 0"),
     option("device", "tpu", "device='tpu': wanted 'auto', 'cpu', 'cuda'"),
     option(
         "precision", "float64", "precision='float64': wanted one of 'float32', 'bfloat16', 'float16', 'int8'"

@@ -36,7 +36,8 @@ from xr_anysat.distributed import prepare
 from xr_anysat.embedding import blocks, forward
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import AnySatWarning, CubeTypeError, DeviceError, WeightsError
-from xr_anysat.model import anysat, weights
+from xr_anysat.model import anysat, state_dict, weights
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder
 
 TINY = {"model": "tiny", "weights": "random", "device": "cpu"}
@@ -165,7 +166,7 @@ def test_workers_without_the_weights_are_sent_them(
     for worker in cluster.addresses:
         assert name in files(cluster.cache(worker))
         with safe_open(cluster.cache(worker) / name, framework="pt") as file:
-            assert set(file.keys()) == set(weights._shapes("tiny", ("s2",)))
+            assert set(file.keys()) == set(state_dict.state_shapes("tiny", ("s2",)))
     assert not any(
         file.endswith(".tmp") for worker in cluster.addresses for file in files(cluster.cache(worker))
     )
@@ -243,7 +244,7 @@ def test_the_official_checkpoint_is_known_by_the_ends_of_its_hash(
 ) -> None:
     """A graph that was built before it was there finds what another machine's copy was turned into."""
     sha256 = "ce124652" + "0" * 52 + "3d4f"
-    spec = EncoderSpec("base", "official", None, "cpu", "float32")
+    spec = EncoderSpec("base", WeightsSource("official"), None, "cpu", "float32")
     monkeypatch.setattr(weights, "_loaded", {})
     monkeypatch.setattr(weights, "official_path", lambda download=True: pytest.fail("it was looked for"))
     monkeypatch.setitem(anysat.SIZES, "base", anysat.Size(32, 2, 2))  # of the real structure, but small
@@ -259,7 +260,7 @@ def test_the_official_checkpoint_is_known_by_the_ends_of_its_hash(
 
 
 def test_an_official_checkpoint_that_is_nowhere_is_not_downloaded_by_workers(tmp_path: Path) -> None:
-    spec = EncoderSpec("base", "official", "ce124652" + "0" * 52 + "3d4f", "cpu", "float32")
+    spec = EncoderSpec("base", WeightsSource("official"), "ce124652" + "0" * 52 + "3d4f", "cpu", "float32")
     with xr_anysat.config.set(cache_dir=str(tmp_path)):
         assert not weights.is_available_offline(spec)
         with (

@@ -29,6 +29,7 @@ from xr_anysat.analysis.classification import (
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
 from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.grid import require_grid
 
@@ -164,7 +165,7 @@ def run(
             "data": "made up by xr_anysat.demo.scene" if cube is None else f"{cube}, {labels}, {column}",
             "model": emb.attrs["model"],
             "weights": source,
-            "learned": not source.startswith("random:"),
+            "learned": WeightsSource.parse(source).kind != "random",
             "patch_size_m": patch_size,
             "tile": tile,
             "frames": int(composed.sizes["time"]),

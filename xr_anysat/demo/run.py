@@ -274,9 +274,9 @@ def find_weights(asked: str | None, model: str) -> Weights:
     asked = option("weights", asked)
     if asked is not None:
         source = encoder_spec(model, asked).source
-        if source.startswith("random:"):
+        if source.kind == "random":
             return Weights(asked, "random weights", learned=False)
-        name = "official weights" if source == "official" else f"weights of {Path(source).name}"
+        name = "official weights" if source.kind == "official" else f"weights of {source.path.name}"
         return Weights(asked, name, learned=True)
     if model != checkpoint.OFFICIAL.model:
         say(f"No official weights of {model!r} are published.")

@@ -285,5 +285,5 @@ def _autocast(device: torch.device, spec: EncoderSpec) -> Any:
     import torch
 
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec.precision)
-    enabled = dtype is not None and spec.source.startswith("module:")
+    enabled = dtype is not None and spec.source.kind == "module"
     return torch.autocast(device.type, dtype=dtype, enabled=enabled)

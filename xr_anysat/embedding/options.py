@@ -155,7 +155,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, **options: Any) -> Resolved
         "fill_value": recipe.fill_value,
         "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
         "patch_size": int(o.patch_size), "tile": tile, "overlap": overlap, "anchor": anchor, "resize": resize,
-        "output": o.output, "pool": o.pool, "model": spec.size, "weights": spec.source,
+        "output": o.output, "pool": o.pool, "model": spec.size, "weights": str(spec.source),
         "device": spec.device, "precision": spec.precision, "batch": batch,
     }  # fmt: skip
     return ResolvedOptions(

@@ -143,7 +143,7 @@ def plan(
         cell=settings.cell * PIXEL * own.sizes["x"] / asked.cols.size,
         crs=None if asked.geobox is None else _crs_title(asked.geobox.crs),
         model=settings.spec.size,
-        weights=settings.spec.source,
+        weights=str(settings.spec.source),
         device=settings.spec.device,
         flop=2
         * _multiply_adds(
@@ -276,7 +276,7 @@ def _time(
 ) -> tuple[float, str]:
     """Seconds a multiply-add of the model on this machine, and what was timed."""
     spec, words = settings.spec, ""
-    if spec.source == "official" and spec.sha256 is None:  # not on this machine
+    if spec.source.kind == "official" and spec.sha256 is None:  # not on this machine
         spec = encoder_spec(spec.size, "random", spec.device, spec.precision)
         words = "; with random weights, for the official ones are not here yet, which takes as long"
     # overlapping windows do the same work, each stage as often as it is counted

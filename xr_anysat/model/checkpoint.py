@@ -61,7 +61,7 @@ def offline() -> bool:
     return value
 
 
-def _check_file(
+def check_file(
     path: Path,
     smallest: int = SMALLEST,
     missing: str = "weights= takes a path, None (the official checkpoint), 'random' or ('random', seed).",
@@ -185,7 +185,7 @@ def _download() -> Path:
 
 def _check_official(path: Path) -> Path:
     """Return `path` if it holds the official checkpoint."""
-    _check_file(path, OFFICIAL.min_bytes)
+    check_file(path, OFFICIAL.min_bytes)
     seen = file_sha256(path)
     if not OFFICIAL.has(seen):
         # In the hub's cache `path` is a link. What has to go is the file behind it: with the link

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 import zlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from xr_anysat.errors import OptionError
-from xr_anysat.model.state_dict import _shapes
+from xr_anysat.model.state_dict import state_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -16,18 +15,10 @@ if TYPE_CHECKING:
 RANDOM_WEIGHTS_VERSION = 1  # raise it when `random_state` changes
 
 
-def _seed(weights: Any) -> int | None:
-    """Read the seed of ``"random"``, ``"random:7"`` or ``("random", 7)``; None where it is none of them."""
-    if isinstance(weights, str) and re.match(r"random(:|$)", weights):
-        _, _, text = weights.partition(":")
-        seed: Any = int(text) if text.isdecimal() else text or 0
-    elif isinstance(weights, tuple | list) and len(weights) == 2 and weights[0] == "random":
-        seed = weights[1]
-    else:
-        return None
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise OptionError(f"{weights=}: wanted a seed from 0 to 2**63 - 1, as in weights=('random', 7)")
-    return seed
+def random_sha256(size: str, seed: int) -> str:
+    """Hash the recipe of random weights, which stands in for the hash of a file."""
+    recipe = f"xr_anysat random weights v{RANDOM_WEIGHTS_VERSION} size={size} seed={seed}"
+    return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 def random_state(size: str, seed: int, sensors: Collection[str] | None = None) -> dict[str, torch.Tensor]:
@@ -56,7 +47,7 @@ def random_state(size: str, seed: int, sensors: Collection[str] | None = None) -
 
     return {
         name: torch.from_numpy(_random_tensor(name, shape, seed))
-        for name, shape in _shapes(size, sensors).items()
+        for name, shape in state_shapes(size, sensors).items()
     }
 
 

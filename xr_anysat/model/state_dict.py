@@ -27,7 +27,7 @@ MODELS = tuple(SIZES)
 CONVERTER = "1"  # raise it when what `write_kept` writes changes: older files are then rebuilt
 
 
-def _shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
+def state_shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Tell the names and shapes of a size's state, of all sensors or of some."""
     import torch
 
@@ -38,7 +38,7 @@ def _shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tupl
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """Read the state dict in a file of `torch.save`, with the reader that makes tensors and nothing else."""
     import torch
 
@@ -77,7 +77,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     return {str(name): tensor.detach() for name, tensor in state.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
@@ -124,7 +124,7 @@ def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _checked(raw: Mapping[str, torch.Tensor], size: str, path: Path) -> dict[str, torch.Tensor]:
+def checked_state(raw: Mapping[str, torch.Tensor], size: str, path: Path) -> dict[str, torch.Tensor]:
     """Copy the whole checkpoint to float32 tensors, if the file holds exactly that."""
     import torch
 
@@ -157,11 +157,11 @@ def _checked(raw: Mapping[str, torch.Tensor], size: str, path: Path) -> dict[str
 
 def _check_shapes(seen: Mapping[str, tuple[int, ...]], size: str, path: Path) -> None:
     """Refuse names and shapes that are not exactly those of a size, naming what differs."""
-    wanted = _shapes(size)
+    wanted = state_shapes(size)
     if seen == wanted:
         return
     for other in MODELS:
-        if other != size and seen == _shapes(other):
+        if other != size and seen == state_shapes(other):
             raise WeightsError(
                 f"the weights file {str(path)!r} is a {other!r} checkpoint, and model={size!r} was asked "
                 f"for: pass model={other!r}"

@@ -11,8 +11,6 @@ pins are found on a machine that has only what `xr_anysat.distributed.prepare` p
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import threading
 import uuid
@@ -28,21 +26,22 @@ from xr_anysat.model.checkpoint import (
     OFFICIAL,
     PREPARE_HINT,
     SAFE,
-    _check_file,
     cache_dir,
+    check_file,
     file_sha256,
     official_path,
 )
-from xr_anysat.model.random_weights import RANDOM_WEIGHTS_VERSION, _seed, random_state
+from xr_anysat.model.random_weights import random_sha256, random_state
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import SENSORS, SIZES
 from xr_anysat.model.state_dict import (
     MODELS,
-    _checked,
-    _read_pickled,
-    _read_safetensors,
-    _shapes,
     cached_file,
+    checked_state,
     read_cached,
+    read_pickled,
+    read_safetensors,
+    state_shapes,
     write_cached,
 )
 
@@ -64,21 +63,20 @@ class EncoderSpec:
     ----------
     size : {"tiny", "small", "base"}
         The model's size.
-    source : str
-        ``"official"``, ``"random:<seed>"``, the absolute path of a file, or ``"module:<token>"``
-        for a module object of this process.
+    source : WeightsSource
+        Where the weights come from.
     sha256 : str or None
-        Hash of the weights' file; for random weights that of the recipe that makes them. None
-        where it is not known yet (the official checkpoint before its download) or does not exist
+        Hash of the weights' file; for random weights, hash of their recipe (version, size, seed).
+        None if it is not known yet (the official checkpoint before its download) or does not exist
         (a module object).
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<n>"`` or ``"mps"``, resolved where the encoder runs.
     precision : {"float32", "bfloat16", "float16", "int8"}
-        What products of matrices are computed in; norms, softmaxes and results are float32.
+        Precision of matrix products; norms, softmaxes and results are float32.
     """
 
     size: str
-    source: str
+    source: WeightsSource
     sha256: str | None
     device: str
     precision: str
@@ -119,7 +117,7 @@ def encoder_spec(
     Examples
     --------
     >>> spec = encoder_spec("tiny", weights=("random", 7), device="cpu")
-    >>> spec.source, spec.sha256[:12]
+    >>> str(spec.source), spec.sha256[:12]
     ('random:7', 'db38df4b9c15')
     """
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
@@ -146,38 +144,32 @@ def encoder_spec(
     return EncoderSpec(str(model), source, sha256, device, precision)
 
 
-def _source(size: str, weights: Any) -> tuple[str, str | None]:
-    """Make the `source` and `sha256` of a spec."""
-    if weights is None or weights == "official":
-        if size != OFFICIAL.model:
-            raise WeightsError(
-                f"there is no official checkpoint of model={size!r}, only of {OFFICIAL.model!r}: pass "
-                f"model={OFFICIAL.model!r}, or your own weights=PATH, or weights='random'"
-            )
-        path = official_path(download=False)
-        return "official", None if path is None else file_sha256(path)
-    seed = _seed(weights)
-    if seed is not None:
-        recipe = f"xr_anysat random weights v{RANDOM_WEIGHTS_VERSION} size={size} seed={seed}"
-        return f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest()
-    if not isinstance(weights, str | os.PathLike):
-        raise OptionError(
-            f"{weights=}: wanted None (the official checkpoint), a path, 'random' or ('random', seed)"
+def _source(size: str, weights: Any) -> tuple[WeightsSource, str | None]:
+    """Return the `source` and the `sha256` of a spec."""
+    source = WeightsSource.from_option(weights)
+    if source.kind == "random":
+        return source, random_sha256(size, source.seed)
+    if source.kind == "file":
+        check_file(source.path)
+        return source, file_sha256(source.path)
+    if size != OFFICIAL.model:
+        raise WeightsError(
+            f"there is no official checkpoint of model={size!r}, only of {OFFICIAL.model!r}: pass "
+            f"model={OFFICIAL.model!r}, or your own weights=PATH, or weights='random'"
         )
-    path = Path(weights).expanduser().absolute()
-    _check_file(path)
-    return str(path), file_sha256(path)
+    path = official_path(download=False)
+    return source, None if path is None else file_sha256(path)
 
 
 def weights_file(spec: EncoderSpec) -> Path:
     """Find the file of an official or a path spec on this machine: still the one that the spec pins."""
-    if spec.source == "official":
+    if spec.source.kind == "official":
         path = official_path()
         assert path is not None  # it is downloaded, or that raised
     else:
-        path = Path(spec.source)
+        path = spec.source.path
         kept = f"Nor has its cache folder {str(cache_dir())!r} {spec.sha256}{SAFE}, which is made of it."
-        _check_file(path, missing=f"{kept} Put the file there. {PREPARE_HINT}")
+        check_file(path, missing=f"{kept} Put the file there. {PREPARE_HINT}")
     seen = file_sha256(path)
     if spec.sha256 not in (None, seen):
         raise WeightsError(
@@ -194,7 +186,7 @@ def with_known_hash(spec: EncoderSpec) -> EncoderSpec:
     A kept file that has the known ends of the official hash tells it, else the checkpoint itself, which
     is downloaded if need be. Any other spec stays as it is.
     """
-    if spec.source != "official" or spec.sha256 is not None:
+    if spec.source.kind != "official" or spec.sha256 is not None:
         return spec
     kept = cache_dir().glob(f"{OFFICIAL.sha256_prefix}*{OFFICIAL.sha256_suffix}{SAFE}")
     names = [path.stem for path in kept if len(path.stem) == 64]
@@ -203,10 +195,10 @@ def with_known_hash(spec: EncoderSpec) -> EncoderSpec:
 
 def is_available_offline(spec: EncoderSpec) -> bool:
     """Tell whether `get_encoder` finds the weights of a pinned spec without a network."""
-    if spec.source.startswith("random:") or _key(spec) in _loaded or is_cached(spec):
+    if spec.source.kind == "random" or _key(spec) in _loaded or is_cached(spec):
         return True
     try:
-        if spec.source == "official" and official_path(download=False) is None:
+        if spec.source.kind == "official" and official_path(download=False) is None:
             return False
         weights_file(spec)
     except WeightsError:
@@ -238,19 +230,19 @@ def load_state(spec: EncoderSpec, sensors: Collection[str] | None = None) -> dic
         If the weights are not on this machine, or the file is changed, damaged, not exactly the
         checkpoint of that size, or holds code or values that are not finite.
     """
-    if spec.source.startswith("random:"):
-        return random_state(spec.size, int(spec.source.partition(":")[2]), sensors)
+    if spec.source.kind == "random":
+        return random_state(spec.size, spec.source.seed, sensors)
     spec = with_known_hash(spec)
     assert spec.sha256 is not None  # only a module has none
-    wanted = _shapes(spec.size, sensors)
+    wanted = state_shapes(spec.size, sensors)
     kept = read_cached(cached_file(spec.sha256), spec.sha256, wanted)
     if kept is not None:
         return kept
     path = weights_file(spec)
     if path.suffix.lower() == SAFE:
-        state = _checked(_read_safetensors(path), spec.size, path)
+        state = checked_state(read_safetensors(path), spec.size, path)
         return {name: state[name] for name in wanted}
-    state = _checked(_read_pickled(path), spec.size, path)
+    state = checked_state(read_pickled(path), spec.size, path)
     try:
         write_cached(state, cached_file(spec.sha256), spec.sha256)
     except OSError as error:
@@ -268,7 +260,7 @@ def is_cached(spec: EncoderSpec, path: Path | None = None) -> bool:
     """Tell whether a file holds all tensors of a pinned spec's encoder; the kept one if not said."""
     assert spec.sha256 is not None
     path = cached_file(spec.sha256) if path is None else path
-    return read_cached(path, spec.sha256, _shapes(spec.size, ENCODED)) is not None
+    return read_cached(path, spec.sha256, state_shapes(spec.size, ENCODED)) is not None
 
 
 # ---------------------------------------------------------------------------- encoders
@@ -315,9 +307,9 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-_modules: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_modules: weakref.WeakValueDictionary[WeightsSource, Any] = weakref.WeakValueDictionary()
 
-_registered: set[str] = set()  # every source that `_register` gave out in this process
+_registered: set[WeightsSource] = set()  # every source that `_register` gave out in this process
 
 
 def _size_of(module: Any) -> str:
@@ -340,9 +332,9 @@ def _size_of(module: Any) -> str:
     )
 
 
-def _register(module: Any) -> str:
+def _register(module: Any) -> WeightsSource:
     """Give a module a `source`, a new one each time, for its weights may have changed in between."""
-    source = f"module:{uuid.uuid4().hex}"
+    source = WeightsSource("module", uuid.uuid4().hex)
     _modules[source] = module
     _registered.add(source)
     return source
@@ -407,7 +399,7 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
     DeviceError
         If the device is not on this machine.
     """
-    if spec.source.startswith("module:"):
+    if spec.source.kind == "module":
         return _registered_module(spec)
     key = _key(spec)
     with _registry_lock:
@@ -422,7 +414,7 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
 
 def _key(spec: EncoderSpec) -> EncoderSpec:
     """Keep what tells encoders apart: not whether the official hash was known."""
-    sha256 = None if spec.source == "official" else spec.sha256
+    sha256 = None if spec.source.kind == "official" else spec.sha256
     return replace(spec, sha256=sha256, device=str(resolve_device(spec.device)))
 
 
@@ -453,7 +445,7 @@ def loaded_sha256(spec: EncoderSpec) -> str | None:
         The spec's own where it has one. None for a module object, and for an official checkpoint
         that this process has not loaded.
     """
-    if spec.sha256 is not None or spec.source.startswith("module:"):
+    if spec.sha256 is not None or spec.source.kind == "module":
         return spec.sha256
     loaded = _loaded.get(_key(spec))
     return None if loaded is None else loaded.sha256

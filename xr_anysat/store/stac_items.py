@@ -18,6 +18,7 @@ import xarray as xr
 
 from xr_anysat.cube.reading import BANDS, PIXEL
 from xr_anysat.model.checkpoint import OFFICIAL
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.record import _recorded
 from xr_anysat.shared.grid import grid_of
@@ -257,9 +258,9 @@ class _Weights:
 def _weights(attrs: dict[Any, Any]) -> _Weights:
     """The weights of a record."""
     size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
-    kind, _, rest = source.partition(":")
+    parsed = WeightsSource.parse(source)
     hashed = OFFICIAL.has(sha256)
-    if hashed or source == "official":
+    if hashed or parsed.kind == "official":
         asset = {
             "href": f"{HUB}/resolve/main/{OFFICIAL.filename}",
             "type": "application/octet-stream; framework=pytorch",
@@ -273,15 +274,15 @@ def _weights(attrs: dict[Any, Any]) -> _Weights:
             {"model": asset, "source_code": {"href": CODE, "type": "text/html", "roles": ["mlm:source_code", "code"]}},
             {"license": "MIT", "mlm:pretrained": True, "mlm:pretrained_source": "GeoPlex"},
         )  # fmt: skip
-    if kind == "random":
-        said = f"random weights (seed {rest}), which carry no learned meaning"
+    if parsed.kind == "random":
+        said = f"random weights (seed {parsed.value}), which carry no learned meaning"
         training = {"mlm:pretrained": False, "mlm:pretrained_source": None}
-        name = f"AnySat {size} with random weights of seed {rest}"
-        return _Weights(f"anysat-{size}-random-{rest}", name, said, properties=training, random=True)
-    if kind == "module":
+        name = f"AnySat {size} with random weights of seed {parsed.value}"
+        return _Weights(f"anysat-{size}-random-{parsed.value}", name, said, properties=training, random=True)
+    if parsed.kind == "module":
         said = "the weights of a module of the user's, which are not recorded"
         return _Weights(
-            f"anysat-{size}-module-{rest[:8]}", f"AnySat {size} with the weights of a module", said
+            f"anysat-{size}-module-{parsed.value[:8]}", f"AnySat {size} with the weights of a module", said
         )
     said = f"weights of the user's own, of sha256 {sha256}"
     return _Weights(f"anysat-{size}-{sha256[:8]}", f"AnySat {size} with own weights {sha256[:8]}", said)

@@ -15,6 +15,7 @@ from xr_anysat.cube.compositing import CompositeOptions, check_composed, compose
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.cube.timeline import ALONG_TIME, LABELLED, OUTSIDE, USED, Timeline, describe, timeline
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import check_embedding, require_packages
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.view.jupyter import _have_jupyter_show_figures
@@ -302,7 +303,7 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
         f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels{part and ', ' + part}",
         caption,
     ]
-    if str(emb.attrs.get("weights", "")).startswith("random"):
+    if WeightsSource.parse(str(emb.attrs.get("weights", ""))).kind == "random":
         words.append("Random weights: these colours mean nothing learned")
     figure.suptitle("\n".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
     return figure
