@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dask.threaded
 import pytest
@@ -30,6 +31,39 @@ def formula_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.weights_files import formula_checkpoint
 
     return formula_checkpoint(tmp_path_factory.mktemp("formula"), "tiny")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the cluster first: one process of pytest-xdist then runs them all, and starts one cluster."""
+    items.sort(key=lambda item: "two_workers" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two worker processes of one thread each, over TCP, for all tests that do them no harm."""
+    from distributed import LocalCluster
+
+    folder = tmp_path_factory.mktemp("cluster")
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        protocol="tcp",
+        dashboard_address=None,
+        worker_dashboard_address=None,
+        local_directory=str(folder),
+        env={"XR_ANYSAT_CACHE_DIR": str(folder / "cache")},
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(two_workers: Any) -> Iterator[Any]:
+    """The client of `two_workers`, which dask then uses by default."""
+    from distributed import Client
+
+    with Client(two_workers) as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ import pytest
 import rioxarray  # noqa: F401 (registers .rio)
 import shapely
 import xarray as xr
-from distributed import Client, LocalCluster
 from geopandas.testing import assert_geodataframe_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,11 +167,11 @@ def test_threads_and_schedulers_change_no_bit(
         same(everything(emb.chunk(y=16, x=9), points), all_of_it)
 
 
+@pytest.mark.usefixtures("client")
 def test_a_cluster_changes_no_bit(
     emb: xr.DataArray, points: gpd.GeoDataFrame, all_of_it: dict[str, Any]
 ) -> None:
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
-        same(everything(emb.chunk(y=20, x=15), points), all_of_it)
+    same(everything(emb.chunk(y=20, x=15), points), all_of_it)
 
 
 def test_memory_layout_changes_no_bit(
@@ -851,31 +850,26 @@ def test_one_cell_without_a_grid_mapping() -> None:
         lone.anysat.sample(gpd.GeoSeries([shapely.Point(5, 5)]))
 
 
-@pytest.mark.parametrize(
-    ("module", "call"),
-    [
+def test_importing_imports_no_optional_library_and_a_missing_one_is_named() -> None:
+    calls = [
         ("sklearn", "rgb()"), ("sklearn", "cluster(2)"), ("geopandas", "sample(1)"), ("geopandas", "zonal(1)"),
         ("shapely", "similarity((1, 2))"), ("sklearn", "classify(1, 'kind')"),
-    ],
-)  # fmt: skip
-def test_a_missing_extra_is_named(module: str, call: str) -> None:
-    code = (
-        f"import sys; sys.modules[{module!r}] = None; import numpy as np, xarray as xr, xr_anysat\n"
-        f"emb = xr.DataArray(np.random.default_rng(0).normal(size=(4, 3, 3)), dims=('D', 'y', 'x'))\n"
-        f"try: emb.anysat.{call}\n"
-        "except xr_anysat.AnySatError as error: print(error)"
-    )
+    ]  # fmt: skip
+    code = f"""if True:
+        import sys, numpy as np, xarray as xr, xr_anysat
+        print({{"sklearn", "geopandas", "shapely", "matplotlib", "torch", "distributed"}} & set(sys.modules))
+        emb = xr.DataArray(np.random.default_rng(0).normal(size=(4, 3, 3)), dims=("D", "y", "x"))
+        for module, call in {calls}:
+            sys.modules[module] = None
+            try:
+                eval(f"emb.anysat.{{call}}")
+            except xr_anysat.AnySatError as error:
+                print(str(error).replace("\\n", " "))
+            del sys.modules[module]
+    """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert f"needs {module}" in said
-    assert "pip install 'xr_anysat[analysis]'" in said
-
-
-def test_importing_imports_no_optional_library() -> None:
-    code = (
-        "import sys, xr_anysat; "
-        "print({'sklearn', 'geopandas', 'shapely', 'matplotlib', 'torch', 'distributed'} & set(sys.modules))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "set()\n"
-    )
+    first, *messages = said.splitlines()
+    assert first == "set()"
+    for (module, _), message in zip(calls, messages, strict=True):
+        assert f"needs {module}" in message
+        assert "pip install 'xr_anysat[analysis]'" in message

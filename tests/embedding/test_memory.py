@@ -17,7 +17,7 @@ from dask.blockwise import fuse_roots, optimize_blockwise
 from dask.callbacks import Callback
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 import xr_anysat
@@ -182,21 +182,18 @@ class Managed(SchedulerPlugin):
         self.most = max(self.most, sum(worker.nbytes for worker in self.scheduler.workers.values()))
 
 
-def test_no_more_than_a_band_is_held_on_a_cluster() -> None:
+def test_no_more_than_a_band_is_held_on_a_cluster(two_workers: Any, client: Client) -> None:
     """Worker processes over TCP; what they move between them and read ahead is theirs, and does not grow."""
     most = []
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(Managed(), name="managed")
-        managed = cluster.scheduler.plugins["managed"]
-        for side in (SIDES[0], SIDES[-1]):
-            emb = embedded(side, LAYOUTS["all dates"])
-            assert not any("P2P" in type(layer).__name__ for layer in emb.data.dask.layers.values())
-            graph, keys = work(emb)
-            managed.most = 0
-            with dask.annotate(priority=turns(graph, keys)):
-                client.get(graph, keys)
-            most.append(managed.most)
+    client.register_plugin(Managed(), name="managed")
+    managed = two_workers.scheduler.plugins["managed"]
+    for side in (SIDES[0], SIDES[-1]):
+        emb = embedded(side, LAYOUTS["all dates"])
+        assert not any("P2P" in type(layer).__name__ for layer in emb.data.dask.layers.values())
+        graph, keys = work(emb)
+        managed.most = 0
+        with dask.annotate(priority=turns(graph, keys)):
+            client.get(graph, keys)
+        most.append(managed.most)
+    client.unregister_scheduler_plugin("managed")
     assert most[1] - most[0] <= 2 * (SIDES[-1] - SIDES[0]) * BLOCK * PIXEL

@@ -199,33 +199,27 @@ def test_invalid_margin_equals_a_smaller_cube(
     assert int(np.isfinite(got).any("D").sum()) == int(np.isfinite(want).any("D").sum())
 
 
-def on_a_cluster(embed: Any, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
+def on_a_cluster(client: Any, embed: Any, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
     """What worker processes over TCP make of a cube, one thread each, and what this process does."""
-    from distributed import Client, LocalCluster
-
     cube = small_cube(height=30, width=26)
     options = {"patch_size": 20, "tile": 12, **options}
     want = embed(cube, **options)
     weights = {"model": "tiny", "weights": want.attrs["weights"]}
     lazy = cube.chunk(time=2, y=17).anysat.embed(3, period="2022", **options, **weights)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        return client.compute(lazy).result(), want
+    return client.compute(lazy).result(), want
 
 
 @pytest.mark.parametrize("read_twice", [False, True])
 def test_a_cluster_changes_only_rounding(
-    embed: Any, read_twice: bool, monkeypatch: pytest.MonkeyPatch
+    client: Any, embed: Any, read_twice: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the pass for statistics may read on its own."""
     if read_twice:
         monkeypatch.setattr("xr_anysat.embedding.options.MAX_SHARED_FRAME_BYTES", 0)
-    close(*on_a_cluster(embed, norm="per_tile_zscore"))
+    close(*on_a_cluster(client, embed, norm="per_tile_zscore"))
 
 
 @pytest.mark.parametrize("overlap", [0, 6])
-def test_a_cluster_changes_no_bit_under_given_statistics(embed: Any, overlap: int) -> None:
+def test_a_cluster_changes_no_bit_under_given_statistics(client: Any, embed: Any, overlap: int) -> None:
     """Though its workers have one thread each, and this process more."""
-    same(*on_a_cluster(embed, norm="pastis", overlap=overlap))
+    same(*on_a_cluster(client, embed, norm="pastis", overlap=overlap))

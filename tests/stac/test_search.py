@@ -1109,28 +1109,15 @@ def test_tasks_are_few_and_small(tmp_path):
     assert max(sizes) < 6000
 
 
-@pytest.fixture(scope="module")
-def two_processes():
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, protocol="tcp", dashboard_address=None
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def test_on_a_cluster(two_processes, server, tmp_path, hasty):
+def test_on_a_cluster(client, server, tmp_path, hasty):
     """Errors keep their class and name the asset; and once the server is well again, so are the workers."""
     items = served(server, tmp_path)
     server.faults[r"day1/red"] = LASTING["broken"]
     with pytest.raises(ReadError, match="asset 'red' of item 'day1'"):
-        two_processes.compute(open_s2(**area_of(), catalog=items)).result(timeout=60)
+        client.compute(open_s2(**area_of(), catalog=items)).result(timeout=60)
     server.faults.clear()
     cube = open_s2(**area_of(), catalog=items, mask=bright, chunks=12)
-    there = two_processes.compute(cube).result(timeout=60)
+    there = client.compute(cube).result(timeout=60)
     np.testing.assert_array_equal(there, cube.compute(scheduler="threads"))
     assert there.notnull().all()
 

@@ -1223,28 +1223,6 @@ def test_secrets_stay_out_of_messages_and_logs(s3: S3Server) -> None:
 # ---------------------------------------------------------------------- a cluster
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        worker_dashboard_address=None,
-    ) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def client(cluster: Any) -> Iterator[Any]:
-    from distributed import Client
-
-    with Client(cluster) as client:
-        yield client
-
-
 @pytest.mark.parametrize("kind", ["s3fs", "obstore", "folder"])
 def test_from_a_cluster(kind: str, client: Any, s3: S3Server, tmp_path: Path) -> None:
     """Workers get the store, not its data; it is resumed and opened there."""
