@@ -33,6 +33,7 @@ from xr_anysat.demo.run import run
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
 from xr_anysat.model import checkpoint
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, with_known_hash
+from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.text import format_bytes
 from xr_anysat.stac.search import open_s2
 
@@ -431,12 +432,9 @@ def _cluster(address: str | None) -> Iterator[Client | None]:
     if address is None:
         yield None
         return
+    distributed = import_optional("distributed", "--scheduler", "'xr_anysat[distributed]'")
     try:
-        from distributed import Client
-    except ImportError:
-        raise AnySatError("--scheduler needs distributed: pip install 'xr_anysat[distributed]'") from None
-    try:
-        client = Client(address)
+        client = distributed.Client(address)
     except ValueError as error:
         raise OptionError(
             f"scheduler={address!r}: {error}; wanted the like of tcp://10.0.0.1:8786"

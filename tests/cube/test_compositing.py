@@ -383,14 +383,14 @@ def test_options_of_numpy_and_of_the_record() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"n": 0}, r"frames=0: wanted a positive whole number, or None"),
+        ({"n": 0}, r"frames=0: expected a positive whole number, or None"),
         ({"n": -3}, "frames=-3"),
         ({"n": 2.5}, "frames=2.5"),
         ({"n": True}, "frames=True"),
         ({"n": "8"}, "frames='8'"),
-        ({"reduce": "max"}, "reduce='max': wanted one of 'median', 'mean', 'clearest'"),
-        ({"empty": "fill"}, "empty='fill': wanted one of 'drop', 'nearest'"),
-        ({"doy": "start"}, "doy='start': wanted one of 'midpoint', 'observed'"),
+        ({"reduce": "max"}, "reduce='max': expected one of 'median', 'mean', 'clearest'"),
+        ({"empty": "fill"}, "empty='fill': expected one of 'drop', 'nearest'"),
+        ({"doy": "start"}, "doy='start': expected one of 'midpoint', 'observed'"),
         ({"doy_base": 2}, "doy_base=2: wanted 0 .* or 1"),
         ({"doy_base": True}, "doy_base=True"),
         ({"fill_value": np.nan}, "fill_value=nan: wanted a finite digital number"),

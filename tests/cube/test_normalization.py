@@ -238,7 +238,7 @@ def test_norms(norm: Any, name: str, fixed: Statistics | None) -> None:
 @pytest.mark.parametrize("norm", ["zscore", "", None, 3, True, ["raw"], np.zeros(3), {"mean": [1] * 10}, {}])
 def test_unknown_norms(norm: Any) -> None:
     says = "'mean' and 'std', ten numbers each" if isinstance(norm, dict) else "one of 'per_tile_zscore'"
-    with pytest.raises(OptionError, match=f"norm=.*: wanted {says}"):
+    with pytest.raises(OptionError, match=f"norm=.*: expected {says}"):
         parse_norm(norm)
 
 

@@ -553,8 +553,8 @@ def rotated() -> xr.DataArray:
         (lambda: with_steps(10, 20), r"pixels of 10 × 20 m \(y × x\)"),
         (lambda: with_steps(10, 10.5), "pixels of 10 × 10.5 m"),
         (lambda: with_steps(10, 10.3), "pixels of 10 × 10.3 m"),
-        (lambda: placed(crs="EPSG:4326"), r"pixels in degrees \(4326\)"),
-        (lambda: placed(crs="EPSG:2263"), r"a CRS in US survey foot \(2263\)"),
+        (lambda: placed(crs="EPSG:4326"), r"pixels in degrees \(EPSG:4326\)"),
+        (lambda: placed(crs="EPSG:2263"), r"a CRS in US survey foot \(EPSG:2263\)"),
         (lambda: placed().assign_coords(x=[0, 10, 20, 30, 50]), "'x' coordinates are not evenly spaced"),
         (lambda: placed().assign_coords(y=[30, 20, 20, 10]), "'y' coordinates are not evenly spaced"),
         (rotated, "a rotated grid"),
@@ -588,7 +588,7 @@ def test_pixels_that_are_nearly_10_m_may_not_drift_away() -> None:
 
 def test_a_crs_needs_coordinates() -> None:
     for lost in ("y", "x"):
-        with pytest.raises(CubeError, match=rf"a CRS \(32632\) but no '{lost}' coordinates.*drop_vars"):
+        with pytest.raises(CubeError, match=rf"a CRS \(EPSG:32632\) but no '{lost}' coordinates.*drop_vars"):
             read_cube(placed().drop_vars(lost))
 
 
@@ -639,5 +639,7 @@ def test_web_mercator_is_taken_with_a_warning() -> None:
             "band": list(xr_anysat.BANDS), "y": y, "x": x,
         },
     ).odc.assign_crs("EPSG:3857")  # fmt: skip
-    with pytest.warns(xr_anysat.AnySatWarning, match=r"10 m of this CRS \(3857\) are 6\.4 m on the ground"):
+    with pytest.warns(
+        xr_anysat.AnySatWarning, match=r"10 m of this CRS \(EPSG:3857\) are 6\.4 m on the ground"
+    ):
         read_cube(cube)

@@ -1,6 +1,7 @@
 """The made-up scene is realistic and consistent; the demo runs end to end and does not mislead."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -341,7 +342,7 @@ def test_errors_are_one_line(tmp_path, capsys):
 
 
 def test_missing_dependencies(monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None if name == "rasterio" else name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rasterio" else name)
     with pytest.raises(AnySatError, match=r"needs rasterio: pip install 'xr_anysat\[demo\]'"):
         demo.check_dependencies()
 

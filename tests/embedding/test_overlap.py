@@ -199,10 +199,10 @@ def test_nothing_observed_is_nan() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"overlap": -4}, r"overlap=-4: wanted a whole number of pixels, 0 or more"),
-        ({"overlap": True}, r"overlap=True: wanted a whole number of pixels"),
-        ({"overlap": 2.5}, r"overlap=2.5: wanted a whole number of pixels"),
-        ({"overlap": "half"}, r"overlap='half': wanted a whole number of pixels"),
+        ({"overlap": -4}, r"overlap=-4: expected a whole number of pixels, 0 or more"),
+        ({"overlap": True}, r"overlap=True: expected a whole number of pixels"),
+        ({"overlap": 2.5}, r"overlap=2.5: expected a whole number of pixels"),
+        ({"overlap": "half"}, r"overlap='half': expected a whole number of pixels"),
         (
             {"overlap": 3, "patch_size": 20},
             r"overlap=3 pixels: wanted a multiple of the patch side, 2 pixels, up to 6 \(tile=8 less a patch\); "

@@ -148,8 +148,8 @@ def test_random_weights_are_named_by_their_recipe(given):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "huge"}, r"model='huge': wanted one of 'tiny', 'small', 'base', or an AnySat module"),
-        ({"model": 3}, r"model=3: wanted one of 'tiny', 'small', 'base', or an AnySat module"),
+        ({"model": "huge"}, r"model='huge': expected one of 'tiny', 'small', 'base', or an AnySat module"),
+        ({"model": 3}, r"model=3: expected one of 'tiny', 'small', 'base', or an AnySat module"),
         ({"weights": 3}, r"weights=3: expected None \(the official checkpoint\), a path, 'random'"),
         ({"weights": ("random", -1)}, r"weights=\('random', -1\): expected a seed from 0"),
         ({"weights": ("random", True)}, r"expected a seed from 0 to 2\*\*63 - 1"),
@@ -159,7 +159,7 @@ def test_random_weights_are_named_by_their_recipe(given):
         ({"device": 0}, r"device=0: wanted"),
         (
             {"precision": "float64"},
-            r"precision='float64': wanted one of 'float32', 'bfloat16', 'float16', 'int8'",
+            r"precision='float64': expected one of 'float32', 'bfloat16', 'float16', 'int8'",
         ),
     ],
 )

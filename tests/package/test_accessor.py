@@ -141,9 +141,9 @@ NO_EMBEDDINGS = {
     "cube": r"a DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first",
     "cube of variables": r"a Dataset with dims .*embed\(\) first",
     "frames": r"a DataArray with dims \('time', 'band', 'y', 'x'\), not .*embed\(\) first",
-    "embedding in a Dataset": r"Dataset of \['anysat'\]: wanted the DataArray .*dataset\['anysat'\]\.anysat\.",
+    "embedding in a Dataset": r"Dataset of \['anysat'\]: expected the DataArray .*dataset\['anysat'\]\.anysat\.",
     "vector": r"one vector \(D,\).*embed without pool=",
-    "transposed": r"wanted \(D, y, x\), as emb\.transpose\('D', 'y', 'x'\) has them",
+    "transposed": r"expected \(D, y, x\), use emb\.transpose\('D', 'y', 'x'\)",
 }
 
 

@@ -202,7 +202,7 @@ ROWS = [
     Bad(
         "degrees",
         CubeError,
-        r"pixels in degrees \(4326\).*10 m in a projected CRS.*reproject",
+        r"pixels in degrees \(EPSG:4326\).*10 m in a projected CRS.*reproject",
         lambda: centred().odc.assign_crs("EPSG:4326"),
     ),
     Bad(
@@ -217,7 +217,7 @@ ROWS = [
     Bad(
         "feet",
         CubeError,
-        r"a CRS in US survey foot \(2263\).*reproject",
+        r"a CRS in US survey foot \(EPSG:2263\).*reproject",
         lambda: centred().odc.assign_crs("EPSG:2263"),
     ),
     Bad("20 m pixels", CubeError, r"pixels of 20 × 20 m \(y × x\).*resolution=10", lambda: stepped(20, 20)),
@@ -238,7 +238,7 @@ ROWS = [
     Bad(
         "no coordinates",
         CubeError,
-        r"a CRS \(32632\) but no 'x' coordinates.*drop the CRS",
+        r"a CRS \(EPSG:32632\) but no 'x' coordinates.*drop the CRS",
         lambda: placed().drop_vars("x"),
     ),
     Bad(
@@ -258,11 +258,11 @@ ROWS = [
     ),
     # patch and window
     *(
-        option("patch_size", v, r"patch_size=.*: wanted a positive multiple of 10 \(metres")
+        option("patch_size", v, r"patch_size=.*: expected a positive multiple of 10 \(metres")
         for v in (0, 15, -10, 25.0, True, "10", np.nan, np.inf, None)
     ),
     *(
-        option("tile", v, r"tile=.*: wanted a positive whole number of pixels")
+        option("tile", v, r"tile=.*: expected a positive whole number of pixels")
         for v in (0, -24, 2.5, True, "24", np.nan, np.inf, None)
     ),
     option(
@@ -273,7 +273,7 @@ ROWS = [
     ),
     option("tile", 1, "use tile=3$", patch_size=30),
     *(
-        option("resize", v, "resize=.*: wanted a positive whole number, or None")
+        option("resize", v, "resize=.*: expected a positive whole number, or None")
         for v in (0, -24, 2.5, True, "24")
     ),
     option("resize", 24, r"resize=24 needs a square cube, this one has 4 × 5 pixels: crop it.*slice\(4\)"),
@@ -283,7 +283,7 @@ ROWS = [
         "resize=5 pixels is no multiple of the patch side, 2 pixels.*use resize=4 or 6",
         patch_size=20,
     ),
-    *(option("batch", v, "batch=.*: wanted a positive whole number, or None") for v in (0, -1, 1.5, True)),
+    *(option("batch", v, "batch=.*: expected a positive whole number, or None") for v in (0, -1, 1.5, True)),
     Bad(
         "anchor without CRS",
         OptionError,
@@ -293,14 +293,14 @@ ROWS = [
     ),
     # frames and period
     *(
-        option("frames", v, "frames=.*: wanted a positive whole number, or None")
+        option("frames", v, "frames=.*: expected a positive whole number, or None")
         for v in (0, -8, 2.5, True, "8")
     ),
     option("frames", 9999, "a period of 365 days .*cannot be cut into 9999 frames.*fewer frames"),
-    option("reduce", "max", "reduce='max': wanted one of 'median', 'mean', 'clearest'"),
+    option("reduce", "max", "reduce='max': expected one of 'median', 'mean', 'clearest'"),
     option("reduce", "mean", "reduce='mean' has no meaning with frames=None", frames=None),
-    option("empty", "zero", "empty='zero': wanted one of 'drop', 'nearest'"),
-    option("doy", "first", "doy='first': wanted one of 'midpoint', 'observed'"),
+    option("empty", "zero", "empty='zero': expected one of 'drop', 'nearest'"),
+    option("doy", "first", "doy='first': expected one of 'midpoint', 'observed'"),
     option("doy_base", 2, "doy_base=2: wanted 0 .* or 1"),
     option("fill_value", np.inf, "fill_value=inf: wanted a finite digital number, or None"),
     option("period", "2022-06-01/2022-06-01", "is empty: its end is exclusive"),
@@ -317,13 +317,13 @@ ROWS = [
         lambda: unreadable(placed()).anysat.frames(2),
     ),
     # what comes out, and of which model
-    option("norm", "minmax", "norm='minmax': wanted one of 'per_tile_zscore', .*Statistics"),
-    option("norm", {"mean": [1]}, "norm=.*: wanted 'mean' and 'std'"),
-    option("output", "all", "output='all': wanted one of 'patch', 'dense', 'local', 'tile'"),
-    option("anchor", "north", "anchor='north': wanted one of 'auto', 'grid', 'cube'"),
-    option("pool", "median", "pool='median': wanted one of 'mean', 'max', or None"),
-    option("model", "large", "model='large': wanted one of 'tiny', 'small', 'base'"),
-    option("model", 7, "model=7: wanted one of .*or an AnySat module", weights=None),
+    option("norm", "minmax", "norm='minmax': expected one of 'per_tile_zscore', .*Statistics"),
+    option("norm", {"mean": [1]}, "norm=.*: expected 'mean' and 'std'"),
+    option("output", "all", "output='all': expected one of 'patch', 'dense', 'local', 'tile'"),
+    option("anchor", "north", "anchor='north': expected one of 'auto', 'grid', 'cube'"),
+    option("pool", "median", "pool='median': expected one of 'mean', 'max', or None"),
+    option("model", "large", "model='large': expected one of 'tiny', 'small', 'base'"),
+    option("model", 7, "model=7: expected one of .*or an AnySat module", weights=None),
     option("weights", "/no/such/file.pth", "no weights file .*file.pth.*weights= takes", WeightsError),
     option(
         "weights",
@@ -336,7 +336,9 @@ ROWS = [
     option("weights", ("random", -1), "expected a seed from 0"),
     option("device", "tpu", "device='tpu': wanted 'auto', 'cpu', 'cuda'"),
     option(
-        "precision", "float64", "precision='float64': wanted one of 'float32', 'bfloat16', 'float16', 'int8'"
+        "precision",
+        "float64",
+        "precision='float64': expected one of 'float32', 'bfloat16', 'float16', 'int8'",
     ),
 ]
 
@@ -410,7 +412,7 @@ def test_frames_and_statistics_refuse_the_same(row: Bad, function: Callable[...,
 @pytest.mark.parametrize(
     ("emb", "how", "error", "says"),
     [
-        (embedding, "median", OptionError, "how='median': wanted one of 'mean', 'max'"),
+        (embedding, "median", OptionError, "how='median': expected one of 'mean', 'max'"),
         (embedding, None, OptionError, "how=None"),
         (placed, "mean", CubeTypeError, "not those of an embedding cube"),
         (lambda: embedding().values, "mean", CubeTypeError, r"a ndarray with dims \(\), not those"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -1384,8 +1385,8 @@ def test_named_catalogs():
 )
 def test_what_is_missing_is_named(monkeypatch, module, package):
     """Also odc.stac, of whose namespace odc-geo always is."""
-    real = catalogs.importlib.util.find_spec
-    monkeypatch.setattr(catalogs.importlib.util, "find_spec", lambda n: None if n == module else real(n))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else real(n))
     with pytest.raises(AnySatError, match=rf"open_s2 needs {package}: pip install 'xr_anysat\[stac\]'"):
         open_s2(**AREA)
 
@@ -1437,7 +1438,7 @@ IN_DEGREES = "wanted .west, south, east, north. in degrees"
         ({"max_cloud": True}, "max_cloud=True: wanted percent"),
         ({"chunks": 0}, "chunks=0: wanted pixels"),
         ({"chunks": {"time": 4}}, r"chunks=\{'time': 4\}: wanted pixels, .* along time a chunk is a date"),
-        ({"workers": 0}, "workers=0: wanted a positive whole number"),
+        ({"workers": 0}, "workers=0: expected a positive whole number"),
     ],
 )  # fmt: skip
 def test_impossible_arguments(arguments, says):

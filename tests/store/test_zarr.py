@@ -837,7 +837,7 @@ def test_nothing_to_open(tmp_path: Path) -> None:
         (small_cube, None, CubeTypeError, r"dims \('time', 'band', 'y', 'x'\), .*embed\(frames=8\)\.anysat\.to_zarr"),
         (lambda: small_cube().anysat.frames(2), None, CubeTypeError, "call embed"),
         (lambda: embeddings().transpose("y", "x", "D"), None, CubeTypeError, r"emb\.transpose\('D', 'y', 'x'\)"),
-        (lambda: embeddings().anysat.pool(), None, CubeTypeError, r"one vector \(D,\), as pool= makes it"),
+        (lambda: embeddings().anysat.pool(), None, CubeTypeError, r"one vector \(D,\), the result of pool="),
         (lambda: embeddings().to_dataset(), None, CubeTypeError, r"dataset\['anysat'\]\.anysat\.to_zarr"),
         (lambda: embeddings().isel(x=0), None, CubeTypeError, r"dims \('D', 'y'\)"),
     ],

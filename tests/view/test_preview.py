@@ -171,7 +171,9 @@ def test_no_state_is_left_in_pyplot() -> None:
 
 def test_what_is_impossible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (0, -3, 1.5, True, "all"):
-        with pytest.raises(OptionError, match=r"size=.*: wanted a positive whole number of pixels, or None"):
+        with pytest.raises(
+            OptionError, match=r"size=.*: expected a positive whole number of pixels, or None"
+        ):
             placed().anysat.preview(size=size)
     with pytest.raises(OptionError, match="model= is for the colours of an embedding"):
         placed().anysat.preview(model="base")

@@ -20,6 +20,7 @@ from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import OptionError, warn
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import require_grid
+from xr_anysat.shared.values import check_choice
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -113,8 +114,7 @@ def classify(
     (array([1, 2, 2, 2, 2, 2], dtype=uint8), 'd o', 1.0)
     """
     check_embedding(emb, "classify(points, 'class')")
-    if method not in METHODS:
-        raise OptionError(f"{method=}: wanted one of {', '.join(map(repr, METHODS))}")
+    check_choice("method", method, METHODS)
     import_optional("sklearn", "classify()")
     taught, left_out = _training(emb, points, column)
     counts = np.bincount(taught.codes)

@@ -12,7 +12,8 @@ from xr_anysat.analysis.fitted import Clusters, _check_model, _sample
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
-from xr_anysat.shared.checks import check_embedding, check_whole_number, import_optional
+from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.shared.values import check_whole_number
 
 MISSING = -1
 """Label of cells where nothing was observed."""

@@ -17,7 +17,8 @@ from xr_anysat.analysis.fitted import PCAModel, _check_model, _sample
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
-from xr_anysat.shared.checks import check_embedding, check_whole_number, import_optional
+from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.shared.values import check_whole_number
 
 PERCENTILES = (2.0, 98.0)
 """Of a component's scores in the sample: what becomes the least and the most of a colour."""

@@ -11,8 +11,8 @@ import xarray as xr
 from xr_anysat.analysis.sampling import MAX_SEED, sample_cells
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.record import check_comparable, comparability_record
-from xr_anysat.shared.checks import check_whole_number
 from xr_anysat.shared.serialization import Stored
+from xr_anysat.shared.values import check_whole_number
 
 
 @dataclass(frozen=True)

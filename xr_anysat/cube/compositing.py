@@ -23,6 +23,7 @@ from xr_anysat.config import FRAMES, option
 from xr_anysat.cube.reading import BANDS, Cube, blank_missing, read_cube
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError
 from xr_anysat.shared.graph import FRAMES_LAYER, RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 Period = str | Sequence[Any] | None
 
@@ -146,15 +147,11 @@ class CompositeOptions:
     def __post_init__(self) -> None:
         n, fill = self.frames, self.fill_value
         if n is not None:
-            if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-                raise OptionError(
-                    f"frames={n!r}: wanted a positive whole number, or None for every acquisition"
-                )
-            object.__setattr__(self, "frames", int(n))  # NumPy's own have no JSON
+            n = check_whole_number("frames", n, hint=", or None for every acquisition")
+            object.__setattr__(self, "frames", n)  # NumPy's own have no JSON
         for name, known in (("reduce", REDUCERS), ("empty", EMPTY), ("doy", DOY)):
             value = getattr(self, name)
-            if value not in known:
-                raise OptionError(f"{name}={value!r}: wanted one of {', '.join(map(repr, known))}")
+            check_choice(name, value, known)
             if n is None and value != known[0]:
                 raise OptionError(
                     f"{name}={value!r} has no meaning with frames=None: give a number of frames"
@@ -163,8 +160,7 @@ class CompositeOptions:
             raise OptionError(f"doy_base={self.doy_base!r}: wanted 0 (1 January is day 0) or 1 (it is day 1)")
         object.__setattr__(self, "doy_base", int(self.doy_base))
         if fill is not None:
-            number = isinstance(fill, int | float | np.integer | np.floating) and not isinstance(fill, bool)
-            if not number or not math.isfinite(fill):
+            if not is_number(fill):
                 raise OptionError(
                     f"fill_value={fill!r}: wanted a finite digital number, or None to leave gaps out"
                 )

@@ -17,6 +17,7 @@ from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
 from xr_anysat.shared.serialization import Stored
+from xr_anysat.shared.values import check_choice
 
 DN_MAX = 10_000.0
 """Digital numbers are clipped to 0..10 000 (reflectance 0..1) before normalization."""
@@ -135,13 +136,9 @@ def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
         return "statistics", norm
     if isinstance(norm, Mapping):
         if not {"mean", "std"} <= set(norm) <= {"mean", "std", "count"}:
-            raise OptionError(f"{norm=}: wanted 'mean' and 'std', ten numbers each")
+            raise OptionError(f"{norm=}: expected 'mean' and 'std', ten numbers each")
         return "statistics", Statistics(**norm)
-    if not isinstance(norm, str) or norm not in NORMS:
-        raise OptionError(
-            f"{norm=}: wanted one of {', '.join(map(repr, NORMS))}, or the Statistics that "
-            "cube.anysat.statistics() gives"
-        )
+    check_choice("norm", norm, NORMS, ", or the Statistics that cube.anysat.statistics() gives")
     name = _SAME.get(norm, norm)
     return name, _FIXED.get(name)
 

@@ -19,6 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
+from xr_anysat.shared.grid import crs_title
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -403,7 +404,7 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
                 f"{_REPROJECT}"
             )
         return array, None
-    name = crs.to_epsg() or crs
+    name = crs_title(crs)
     if crs.geographic:
         raise CubeError(f"pixels in degrees ({name}). {_REPROJECT}")
     units = {axis.unit_name for axis in crs.proj.axis_info if axis.unit_conversion_factor != 1}

@@ -7,7 +7,6 @@ STAC API of this machine, for as long as it is needed.
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import shutil
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from xr_anysat.config import option
 from xr_anysat.errors import AnySatError
 from xr_anysat.model import checkpoint
 from xr_anysat.model.weights import encoder_spec
+from xr_anysat.shared.checks import require_packages
 
 MEANINGLESS = "RANDOM WEIGHTS: SUCH EMBEDDINGS CARRY NO LEARNED MEANING"
 
@@ -74,11 +74,8 @@ class Weights:
 def check_dependencies() -> None:
     """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
     modules = ("matplotlib", "sklearn", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
-    if find_rustac() is None:
-        missing.append("rustac")
-    if missing:
-        raise AnySatError(f"the demo needs {', '.join(missing)}: pip install 'xr_anysat[demo]'")
+    rustac = () if find_rustac() else ("rustac",)
+    require_packages("the demo", *modules, install="'xr_anysat[demo]'", missing=rustac)
 
 
 def run(

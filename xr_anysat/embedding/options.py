@@ -19,8 +19,8 @@ from xr_anysat.embedding.output_grid import _coords, _effective_anchor, _resized
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import OptionError, warn
 from xr_anysat.model.weights import encoder_spec
-from xr_anysat.shared.checks import is_positive_int
 from xr_anysat.shared.text import format_bytes, physical_memory
+from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -124,12 +124,9 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, **options: Any) -> Resolved
     tile = int(tile) if resize is None else resize
     batch = None if o.batch is None else int(o.batch)
     for name, known in (("output", OUTPUTS), ("anchor", ANCHORS)):
-        if options[name] not in known:
-            raise OptionError(f"{name}={options[name]!r}: wanted one of {', '.join(map(repr, known))}")
-    if o.pool is not None and o.pool not in POOLS:
-        raise OptionError(
-            f"pool={o.pool!r}: wanted one of {', '.join(map(repr, POOLS))}, or None for the whole grid"
-        )
+        check_choice(name, options[name], known)
+    if o.pool is not None:
+        check_choice("pool", o.pool, POOLS, ", or None for the whole grid")
 
     composed = check_composed(cube, recipe, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
@@ -202,15 +199,14 @@ def storage_hint(asked: ResolvedOptions) -> str:
 
 def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
     """Pixels on the side of a patch, if patch and window fit each other."""
-    if not is_positive_int(patch_size) or patch_size % PIXEL:
+    if not is_number(patch_size) or patch_size <= 0 or patch_size % PIXEL:
         raise OptionError(
-            f"{patch_size=}: wanted a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
+            f"{patch_size=}: expected a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
         )
-    if not is_positive_int(tile):
-        raise OptionError(f"{tile=}: wanted a positive whole number of pixels")
+    check_whole_number("tile", tile, of="pixels", float_allowed=True)
     for name, value in (("resize", resize), ("batch", batch)):
-        if value is not None and not is_positive_int(value):
-            raise OptionError(f"{name}={value!r}: wanted a positive whole number, or None")
+        if value is not None:
+            check_whole_number(name, value, hint=", or None", float_allowed=True)
     side = int(patch_size) // int(PIXEL)
     what, tile = ("tile", tile) if resize is None else ("resize", resize)
     if tile % side:
@@ -230,9 +226,7 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
 
 def _check_overlap(o: Any, side: int, tile: Any, norm: str) -> int:
     """Pixels that windows share, if they can."""
-    overlap = o.overlap
-    if (not is_positive_int(overlap) and overlap != 0) or isinstance(overlap, bool):
-        raise OptionError(f"{overlap=}: wanted a whole number of pixels, 0 or more")
+    overlap = check_whole_number("overlap", o.overlap, 0, of="pixels", float_allowed=True)
     if not overlap:
         return 0
     most = int(tile) - side

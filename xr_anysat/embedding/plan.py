@@ -37,6 +37,7 @@ from xr_anysat.embedding.workload import (
 )
 from xr_anysat.model.cost import PARAMETERS, working_bytes
 from xr_anysat.model.weights import device_of, encoder_spec
+from xr_anysat.shared.grid import crs_title
 from xr_anysat.shared.text import format_bytes, physical_memory
 from xr_anysat.store.codecs import SCALE, check_codec, dtypes
 
@@ -141,7 +142,7 @@ def plan(
         shape=shape,
         dtype="float32",
         cell=settings.cell * PIXEL * own.sizes["x"] / asked.cols.size,
-        crs=None if asked.geobox is None else _crs_title(asked.geobox.crs),
+        crs=None if asked.geobox is None else crs_title(asked.geobox.crs),
         model=settings.spec.size,
         weights=str(settings.spec.source),
         device=settings.spec.device,
@@ -202,11 +203,6 @@ def _without_pixels(cube: Any) -> Any:
     import dask.array as da
 
     return cube.copy(deep=False, data=da.zeros(cube.shape, dtype=cube.dtype, chunks=-1))
-
-
-def _crs_title(crs: Any) -> str:
-    code = crs.to_epsg()
-    return crs.proj.name if code is None else f"EPSG:{code}"
 
 
 def _one_pixel(cube: Cube) -> Cube:

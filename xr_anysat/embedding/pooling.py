@@ -7,8 +7,8 @@ import json
 import xarray as xr
 
 from xr_anysat.embedding.options import POOLS
-from xr_anysat.errors import OptionError
 from xr_anysat.shared.checks import check_embedding
+from xr_anysat.shared.values import check_choice
 
 
 def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
@@ -41,8 +41,7 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
     >>> xr_anysat.pool(emb, "mean").values
     array([2.])
     """
-    if how not in POOLS:
-        raise OptionError(f"{how=}: wanted one of {', '.join(map(repr, POOLS))}")
+    check_choice("how", how, POOLS)
     if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
         check_embedding(emb, "pool()")
     return _pooled(emb, how)

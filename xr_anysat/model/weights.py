@@ -44,6 +44,7 @@ from xr_anysat.model.state_dict import (
     state_shapes,
     write_cached,
 )
+from xr_anysat.shared.values import check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +123,7 @@ def encoder_spec(
     """
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise OptionError(f"{device=}: wanted 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'")
-    if precision not in PRECISIONS:
-        raise OptionError(f"{precision=}: wanted one of {', '.join(map(repr, PRECISIONS))}")
+    check_choice("precision", precision, PRECISIONS)
     # str() makes plain strings of the defaults in xr_anysat.config, which are a subclass
     device, precision = str(device), str(precision)
     if not isinstance(model, str):
@@ -138,8 +138,7 @@ def encoder_spec(
                 "products in 8 bits. Pass model='base' with weights=PATH, or precision='bfloat16'"
             )
         return EncoderSpec(_size_of(model), _register(model), None, device, precision)
-    if model not in MODELS:
-        raise OptionError(f"{model=}: wanted one of {', '.join(map(repr, MODELS))}, or an AnySat module")
+    check_choice("model", model, MODELS, ", or an AnySat module")
     source, sha256 = _source(str(model), weights)
     return EncoderSpec(str(model), source, sha256, device, precision)
 
@@ -315,9 +314,7 @@ _registered: set[WeightsSource] = set()  # every source that `_register` gave ou
 def _size_of(module: Any) -> str:
     """Tell the size of an AnySat module, ours or upstream's, by the width of its cls token."""
     if not (callable(module) and callable(getattr(module, "state_dict", None))):
-        raise OptionError(
-            f"model={module!r}: wanted one of {', '.join(map(repr, MODELS))}, or an AnySat module"
-        )
+        check_choice("model", module, MODELS, ", or an AnySat module")  # always raises: it is no string
     widths = {
         int(tensor.shape[-1])
         for name, tensor in module.state_dict().items()

@@ -150,7 +150,7 @@ def even_chunks(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:
 
     Examples
     --------
-    >>> pieces((2048, 2048, 10), 1500)
+    >>> even_chunks((2048, 2048, 10), 1500)
     (1024, 1024, 1024, 1024, 10)
     """
     steps = [max(1, -(-c // -(-c // side))) if c else 1 for c in chunks]

@@ -78,10 +78,20 @@ def with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.Data
     return emb.assign_coords(spatial_ref=own)
 
 
-def crs_name(crs: Any) -> str | None:
-    """The same for a CRS whichever way it was given, and whichever version of PROJ wrote it out."""
+def crs_code(crs: Any) -> str | None:
+    """The EPSG code of a CRS, "EPSG:32631"; None if it has none."""
     code = None if crs is None else crs.to_epsg()
-    return f"EPSG:{code}" if code is not None else None if crs is None else str(crs)
+    return None if code is None else f"EPSG:{code}"
+
+
+def crs_name(crs: Any) -> str | None:
+    """Identity of a CRS: its EPSG code, or its definition. Independent of how it was given and of PROJ's version."""
+    return crs_code(crs) or (None if crs is None else str(crs))
+
+
+def crs_title(crs: Any) -> str:
+    """Short name of a CRS for people: its EPSG code, or the name in its definition."""
+    return crs_code(crs) or str(crs.proj.name)
 
 
 def require_grid(emb: xr.DataArray, call: str) -> GeoBox:

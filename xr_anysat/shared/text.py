@@ -29,7 +29,7 @@ def format_si(value: float, unit: str, step: int = 1000) -> str:
 
     Examples
     --------
-    >>> scaled(12_345_678_901, "FLOP"), scaled(999.6, "FLOP")
+    >>> format_si(12_345_678_901, "FLOP"), format_si(999.6, "FLOP")
     ('12.3 GFLOP', '1 kFLOP')
     """
     prefixes = iter(
@@ -57,7 +57,7 @@ def format_duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> _duration(0.4), _duration(75), _duration(19_300), _duration(400_000)
+    >>> format_duration(0.4), format_duration(75), format_duration(19_300), format_duration(400_000)
     ('0.4 s', '1 min 15 s', '5 h 22 min', '4 d 15 h')
     """
     if seconds < 60:

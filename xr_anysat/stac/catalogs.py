@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xr_anysat.errors import AnySatError, CatalogError
+from xr_anysat.errors import CatalogError
+from xr_anysat.shared.checks import require_packages
 
 # Of a server: seconds to answer, tries, and seconds before the second try, then doubled.
 TIMEOUT, TRIES, WAIT = 60.0, 6, 0.5
@@ -65,14 +65,7 @@ CATALOGS = {
 
 def check_installed(*modules: str) -> None:
     """Raise an AnySatError that names the pip command, if a module of the stac extra is missing."""
-    names = {
-        "odc.stac": "odc-stac",
-        "pystac_client": "pystac-client",
-        "planetary_computer": "planetary-computer",
-    }
-    missing = [names.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
-    if missing:
-        raise AnySatError(f"open_s2 needs {', '.join(missing)}: pip install 'xr_anysat[stac]'")
+    require_packages("open_s2", *modules, install="'xr_anysat[stac]'")
 
 
 def check_secrets(catalog: Catalog) -> None:

@@ -22,6 +22,7 @@ from xr_anysat.config import FETCH_WORKERS, option
 from xr_anysat.cube.compositing import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
 from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import CatalogError, OptionError, warn
+from xr_anysat.shared.values import check_whole_number, is_number, is_whole_number
 from xr_anysat.stac import catalogs
 from xr_anysat.stac.catalogs import CATALOGS, Catalog, check_installed, check_secrets
 from xr_anysat.stac.items import OFFSET, DateRange, ItemDecision, judge_item, lonlat, select_scenes
@@ -138,9 +139,7 @@ def open_s2(
     """
     _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
     size = _chunk_sizes(chunks)
-    workers = option("fetch_workers", workers)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise OptionError(f"{workers=}: wanted a positive whole number")
+    workers = check_whole_number("workers", option("fetch_workers", workers))
     period = parse_period(datetime)
     geobox = _geobox(bbox, intersects, point, buffer_m, crs)
     check_installed("odc.stac", "pystac_client", "scipy")
@@ -192,34 +191,30 @@ def _check_options(
     on_error: str,
     max_cloud: float | None,
 ) -> None:
-    def number(value: object) -> bool:
-        real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        return real and math.isfinite(value)  # type: ignore[arg-type]
-
     if not (mask is None or callable(mask) or (isinstance(mask, str) and mask == "scl")):
         raise OptionError(f"{mask=}: wanted 'scl', None, or a callable that takes a Dataset")
     if isinstance(mask_assets, str) or (mask_assets and not callable(mask)):
         raise OptionError(f"{mask_assets=}: wanted a list of assets' keys, for a callable mask= to look at")
     classes = None if isinstance(scl_invalid, str) else list(scl_invalid)
-    if classes is None or not all(number(c) and 0 <= c <= 11 and c == int(c) for c in classes):
+    if classes is None or not all(is_number(c) and 0 <= c <= 11 and c == int(c) for c in classes):
         raise OptionError(f"{scl_invalid=}: wanted a list of classes, 0 to 11")
     if mask != "scl" and tuple(scl_invalid) != SCL_INVALID:
         raise OptionError(f"{scl_invalid=} has no meaning with {mask=}: it is for mask='scl'")
-    if not number(dilate_m) or dilate_m < 0:
+    if not is_number(dilate_m) or dilate_m < 0:
         raise OptionError(f"{dilate_m=}: wanted metres, 0 or more")
     if dilate_m and mask is None:
         raise OptionError(f"{dilate_m=} has no meaning with {mask=}: there is nothing to grow")
-    if not (isinstance(harmonize, bool | np.bool_) or number(harmonize)) and harmonize != "auto":
+    if not (isinstance(harmonize, bool | np.bool_) or is_number(harmonize)) and harmonize != "auto":
         raise OptionError(f"{harmonize=}: wanted 'auto', True, False or digital numbers to subtract")
     if on_error not in ("raise", "invalid"):
         raise OptionError(f"{on_error=}: wanted 'raise' or 'invalid'")
-    if max_cloud is not None and not (number(max_cloud) and 0 <= max_cloud <= 100):
+    if max_cloud is not None and not (is_number(max_cloud) and 0 <= max_cloud <= 100):
         raise OptionError(f"{max_cloud=}: wanted percent, 0 to 100, or None for any")
 
 
 def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
     sizes = dict(chunks) if isinstance(chunks, Mapping) else {"y": chunks, "x": chunks}
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and (n > 0 or n == -1) for n in sizes.values())
+    whole = all(is_whole_number(n, -1) and n != 0 for n in sizes.values())
     if not whole or not set(sizes) <= {"y", "x"}:
         raise OptionError(
             f"{chunks=}: wanted pixels, or {{'y': pixels, 'x': pixels}}; along time a chunk is a date"

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.errors import AnySatError, CubeError, OptionError, WriteError
-from xr_anysat.shared.checks import check_embedding
+from xr_anysat.errors import CubeError, OptionError, WriteError
+from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import grid_of
+from xr_anysat.shared.values import is_whole_number
 from xr_anysat.store.zarr import to_zarr
 
 if TYPE_CHECKING:
@@ -87,10 +88,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     channels = _channels(bands, emb.sizes["D"])
     geobox = _geobox(emb)
     target = _target(path)
-    try:
-        import rasterio
-    except ImportError as error:
-        raise AnySatError("to_cog needs rasterio: pip install 'rasterio>=1.4'") from error
+    rasterio = import_optional("rasterio", "to_cog", "'rasterio>=1.4'")
     chosen = emb if bands is None else emb.isel(D=channels)
     # recorded, or a store of other channels would be taken for this one's
     cube = chosen.astype(np.float32, copy=False).assign_attrs(channels=channels)
@@ -193,7 +191,7 @@ def _channels(bands: Sequence[int] | None, depth: int) -> list[int]:
     if isinstance(bands, str) or not isinstance(bands, Sequence | np.ndarray) or len(bands) == 0:
         raise OptionError(f"{bands=}: {wanted}")
     for band in bands:
-        if isinstance(band, bool) or not isinstance(band, int | np.integer) or not 0 <= band < depth:
+        if not is_whole_number(band, 0, depth - 1):
             raise OptionError(f"{band!r} among bands=: {wanted}")
     channels = [int(band) for band in bands]
     if len(set(channels)) < len(channels):

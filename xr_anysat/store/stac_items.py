@@ -21,7 +21,7 @@ from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.record import _recorded
-from xr_anysat.shared.grid import grid_of
+from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.stac.catalogs import CATALOGS
 from xr_anysat.store.codecs import SCALE, VALUES, dtypes
 
@@ -314,8 +314,8 @@ def _source_data(attrs: dict[Any, Any]) -> list[str]:
 def _proj(geobox: GeoBox) -> dict[str, str]:
     """The CRS in words that stand by themselves, and its code if it has one."""
     assert geobox.crs is not None  # or it had not been asked for
-    code = geobox.crs.to_epsg()
-    named = {} if code is None else {"proj:code": f"EPSG:{code}"}
+    code = crs_code(geobox.crs)
+    named = {} if code is None else {"proj:code": code}
     return {**named, "proj:wkt2": geobox.crs.to_wkt()}
 
 

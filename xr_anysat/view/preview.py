@@ -17,7 +17,8 @@ from xr_anysat.cube.timeline import ALONG_TIME, LABELLED, OUTSIDE, USED, Timelin
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import check_embedding, require_packages
-from xr_anysat.shared.grid import grid_of
+from xr_anysat.shared.grid import crs_title, grid_of
+from xr_anysat.shared.values import check_whole_number
 from xr_anysat.view.jupyter import _have_jupyter_show_figures
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
@@ -108,17 +109,17 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
     >>> [axes.get_label() for axes in figure.axes]
     ['frame 0', 'frame 1', 'frame 2', 'frame 3', 'calendar']
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
-        raise OptionError(f"{size=}: wanted a positive whole number of pixels, or None for all of the cube")
+    if size is not None:
+        size = check_whole_number("size", size, of="pixels", hint=", or None for the whole cube")
     if isinstance(cube, xr.DataArray | xr.Dataset) and "D" in cube.dims:
         check_embedding(cube, "preview()")
         assert isinstance(cube, xr.DataArray)  # or it had been refused
-        require_packages("matplotlib", "scikit-learn")
+        require_packages("preview", "matplotlib", "sklearn")
         figure = _draw_embedding(cube, size, model)
     else:
         if model is not None:
             raise OptionError("model= is for the colours of an embedding: leave it out for a cube of bands")
-        require_packages("matplotlib")
+        require_packages("preview", "matplotlib")
         figure = _draw_frames(*_middle_frames(cube, size))
     _have_jupyter_show_figures()
     return figure
@@ -345,7 +346,7 @@ def _extent(emb: xr.DataArray) -> tuple[Extent, tuple[str, str], bool]:
     left, bottom, right, top = grid.boundingbox.bbox
     if grid.crs is None:
         return (left, right, bottom, top), ("x", "y"), False
-    name = f"EPSG:{grid.crs.to_epsg()}" if grid.crs.to_epsg() else grid.crs.proj.name
+    name = crs_title(grid.crs)
     return (left, right, bottom, top), (f"Easting in m ({name})", "Northing in m"), True
 
 
