@@ -1,38 +1,40 @@
-"""The README names what there is."""
+"""The README, the page of options and CONTRIBUTING name what exists."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 
+import pytest
 from support.paths import ROOT
 
 import xr_anysat
 from xr_anysat.config import DEFAULTS
 
-README = (ROOT / "README.md").read_text()
+OPTIONS = (ROOT / "docs" / "options.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_every_argument_of_embed_is_in_the_options_table() -> None:
-    named = set(re.findall(r"`(\w+)=`", README))
+    named = set(re.findall(r"`(\w+)=`", OPTIONS))
     assert set(inspect.signature(xr_anysat.embed).parameters) - {"cube"} <= named
 
 
 def test_every_environment_variable_is_there_and_no_other() -> None:
-    assert set(re.findall(r"XR_ANYSAT_([A-Z_]+[A-Z])", README)) == {k.upper() for k in DEFAULTS}
+    assert set(re.findall(r"XR_ANYSAT_([A-Z_]+[A-Z])", OPTIONS)) == {k.upper() for k in DEFAULTS}
 
 
-def test_every_test_file_and_picture_named_exists() -> None:
-    for name in re.findall(r"`(test_\w+\.py)`", README):
-        assert (ROOT / "tests" / name).is_file(), name
-    for name in re.findall(r"\]\((docs/[^)]+)\)", README):
-        assert (ROOT / name).is_file(), name
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/promises.md"])
+def test_every_file_named_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`((?:tests|xr_anysat|docs|benchmarks)/[^`*]+)`", text):
+        assert (ROOT / name).exists(), name
+    if page == "README.md":
+        for name in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            assert (ROOT / name).exists(), name
 
 
-def test_contributing_names_every_module() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    package = ROOT / "xr_anysat"
-    modules = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if not p.name.startswith("_")}
-    missing = {m for m in modules if Path(m).name not in text}
+def test_contributing_names_every_package() -> None:
+    packages = {p.parent.name for p in (ROOT / "xr_anysat").glob("*/__init__.py")}
+    missing = {name for name in packages if f"`xr_anysat/{name}/`" not in CONTRIBUTING}
     assert not missing
