@@ -1,4 +1,4 @@
-# make demo, make test: each does all set-up by itself on a fresh machine.
+# make demo, make test, make check: each does all set-up by itself on a fresh machine.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench lint format clean
+.PHONY: help demo test check docs bench lint format clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -27,9 +27,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Make a scene, embed it, and draw a picture, into demo/
 	$(BIN)/python -m xr_anysat demo
 
-test: lint  ## Lint, types, and tests with coverage
+test: lint  ## Lint, types, and all tests with coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
+
+check: lint  ## Lint, types, and the quick tests: an answer within two minutes
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal -m "not slow"
 
 docs: $(STAMP)  ## The documentation, into docs/_build; runs the notebooks
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build

@@ -151,6 +151,7 @@ def real() -> dict[str, xr.DataArray]:
 # ---------------------------------------------------------------------- chunks
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(chunks=st.tuples(st.integers(3, 24), st.integers(9, 33), st.integers(9, 41)))
 def test_chunks_change_no_bit(
@@ -167,6 +168,7 @@ def test_threads_and_schedulers_change_no_bit(
         same(everything(emb.chunk(y=16, x=9), points), all_of_it)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("client")
 def test_a_cluster_changes_no_bit(
     emb: xr.DataArray, points: gpd.GeoDataFrame, all_of_it: dict[str, Any]
@@ -705,6 +707,7 @@ def test_a_class_that_a_fold_lacks_is_no_error(emb: xr.DataArray) -> None:
 # ---------------------------------------------------------------------- on what embed makes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["patch", "dense", "local", "tile"])
 def test_every_kind_of_output(real: dict[str, xr.DataArray], output: str, tmp_path: Path) -> None:
     emb = real[output]
@@ -850,6 +853,7 @@ def test_one_cell_without_a_grid_mapping() -> None:
         lone.anysat.sample(gpd.GeoSeries([shapely.Point(5, 5)]))
 
 
+@pytest.mark.slow
 def test_importing_imports_no_optional_library_and_a_missing_one_is_named() -> None:
     calls = [
         ("sklearn", "rgb()"), ("sklearn", "cluster(2)"), ("geopandas", "sample(1)"), ("geopandas", "zonal(1)"),

@@ -26,6 +26,8 @@ from xr_anysat.demo.scene import BANDS, BANDS_20M, CLASSES, SCL_MASKED, make_sce
 from xr_anysat.errors import AnySatError, CubeError, OptionError, WeightsError
 from xr_anysat.stac.search import open_s2
 
+pytestmark = pytest.mark.slow
+
 SIZE = (96, 128)
 
 

@@ -16,6 +16,8 @@ from xr_anysat.demo import probe
 from xr_anysat.demo.run import read_landcover
 from xr_anysat.demo.scene import SyntheticScene, make_scene, open_scene
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--model", "tiny", "--weights", "random", "--frames", "3", "--tile", "8", "--cells", "40"]
 
 

@@ -60,6 +60,7 @@ def test_graph_promises_what_is_computed(output: str, anchor: str) -> None:
         assert block.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_building_a_whole_granule_imports_no_torch() -> None:
     code = """
         import sys
@@ -78,6 +79,7 @@ def test_building_a_whole_granule_imports_no_torch() -> None:
     assert done.stdout.strip() == "(768, 10980, 10980)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(1, 1, 2048, 2048), (1, 10, 1024, 1024), (60, 10, 256, 256)])
 @pytest.mark.parametrize(
     "options", [{}, {"output": "dense"}, {"patch_size": 40, "tile": 64, "norm": "pastis"}]
@@ -236,6 +238,7 @@ def test_a_module_called_like_upstreams(output: str) -> None:
         cube.isel(y=slice(22)).anysat.embed(**options, model=module)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="what another C library keeps is its own affair"
 )

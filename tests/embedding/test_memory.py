@@ -26,6 +26,8 @@ from xr_anysat.cube.compositing import STRIP_BYTES, composite
 from xr_anysat.embedding import blocks
 from xr_anysat.shared.graph import in_turn, reading_priority, turns
 
+pytestmark = pytest.mark.slow
+
 DATES, FRAMES, TILE, BLOCK = 12, 4, 8, 24
 DATE_PIXEL = 10 * 2  # bytes of a pixel of a date
 PIXEL = FRAMES * 10 * 4  # and of all frames

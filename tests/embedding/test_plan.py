@@ -216,6 +216,7 @@ def test_a_whole_granule(options: dict[str, Any]) -> None:
     assert p.bytes_read == cube.nbytes
 
 
+@pytest.mark.slow
 def test_operations_are_those_that_are_done(counted: Any) -> None:
     """Windows and patches that the cube's ends cut included, whatever block they are in."""
     cube = small_cube(height=11, width=10, gaps=0)
@@ -434,6 +435,7 @@ def test_nothing_is_read(form: str, options: dict[str, Any], monkeypatch: pytest
         assert p.pixels == ((12, 12) if "resize" in options else (26, 26))
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported() -> None:
     code = """
         import sys
@@ -585,6 +587,7 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
     cube.chunk(time=1).anysat.embed(2, output="dense", **TINY)  # lazy: no warning
 
 
+@pytest.mark.slow
 def test_a_lazy_country_is_warned_about() -> None:
     cube = granules(14_400)
     told = (

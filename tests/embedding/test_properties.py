@@ -15,6 +15,8 @@ from support.cubes import small_cube
 
 import xr_anysat
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(
     max_examples=12,
     deadline=None,

@@ -15,6 +15,8 @@ from support.weights_files import formula_model
 
 from xr_anysat.model.anysat import AnySat
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = np.load(PARITY / "golden.npz")
 CASES = {c["name"]: c for c in json.loads((PARITY / "golden.json").read_text()) if set(c["inputs"]) == {"s2"}}
 TOLERANCE = 1e-4

@@ -166,6 +166,7 @@ def test_what_is_for_embeddings_refuses_what_is_none(emb: xr.DataArray, name: st
         call(obj, name)
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_signatures(tmp_path: Path) -> None:
     code = """
 from xr_anysat.accessor import AnySatAccessor
@@ -192,6 +193,7 @@ def f(on: AnySatAccessor) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_completion_and_help() -> None:
     cube = placed()
     found = jedi.Interpreter("cube.anysat.", [{"cube": cube}]).complete()

@@ -35,6 +35,8 @@ from xr_anysat.errors import AnySatWarning
 from xr_anysat.model import checkpoint, verify
 from xr_anysat.shared.text import format_bytes
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 120  # seconds until a test gives up
 STALLED = 300.0  # seconds that a stalled read takes: longer than anyone waits here
 NOWHERE = ("--point=9,45", "--buffer=500", "--datetime=2022")

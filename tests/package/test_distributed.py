@@ -40,6 +40,8 @@ from xr_anysat.model import anysat, state_dict, weights
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder
 
+pytestmark = pytest.mark.slow
+
 TINY = {"model": "tiny", "weights": "random", "device": "cpu"}
 OPTIONS = {"frames": 3, "tile": 12, "patch_size": 20, "norm": "pastis", "device": "cpu"}
 KEEP_ANNOTATIONS = {

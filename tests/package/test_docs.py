@@ -44,6 +44,7 @@ def landscape(here: Path) -> dict[str, Any]:
     return {"scene": scene, "cube": open_scene("scene"), "xarray": xarray, "xr_anysat": xr_anysat}
 
 
+@pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     """Without running the notebooks, which have tests of their own."""
     command = ["-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-D", "nb_execution_mode=off"]
@@ -57,6 +58,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     assert all((tmp_path / f"{page}.html").is_file() for page in PAGES)
 
 
+@pytest.mark.slow
 def test_getting_started_word_for_word(here: Path) -> None:
     names = run("getting_started", {})
     assert names["emb"].shape == (256, 96, 96)
@@ -65,6 +67,7 @@ def test_getting_started_word_for_word(here: Path) -> None:
     assert float(names["like"].max()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_recipes(landscape: dict[str, Any], here: Path) -> None:
     names = run("recipes", landscape)
     assert (here / "colors.tif").is_file()
@@ -74,12 +77,14 @@ def test_the_recipes(landscape: dict[str, Any], here: Path) -> None:
     assert names["vector"].shape == (256,)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_reproducibility(landscape: dict[str, Any]) -> None:
     made = landscape["cube"].anysat.embed(8, period="2022", output="local", model="tiny", weights="random")
     names = run("reproducibility", {**landscape, "emb": made})
     np.testing.assert_array_equal(names["again"], made)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_torch_hub() -> None:
     assert run("from_torch_hub", {"xr_anysat": xr_anysat})["tokens"].shape == (1, 24, 24, 256)
 

@@ -21,6 +21,8 @@ from support.fault_runs import Cluster, cluster, embed_to_store, files, finished
 import xr_anysat
 from xr_anysat.errors import WriteError
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {
     "plain": {(i, j) for i in range(4) for j in range(5)},
     "embedding": {(i, j) for i in range(4) for j in range(4)},

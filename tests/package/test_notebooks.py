@@ -5,6 +5,8 @@ import pytest
 from nbclient import NotebookClient
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

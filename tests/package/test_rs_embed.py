@@ -14,6 +14,8 @@ from support.paths import PARITY
 
 import xr_anysat
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = np.load(PARITY / "rs_embed.npz")
 DOY = [22, 68, 113, 159, 205, 250, 296, 342]
 TOLERANCE = 1e-4

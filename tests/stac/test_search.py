@@ -1110,6 +1110,7 @@ def test_tasks_are_few_and_small(tmp_path):
     assert max(sizes) < 6000
 
 
+@pytest.mark.slow
 def test_on_a_cluster(client, server, tmp_path, hasty):
     """Errors keep their class and name the asset; and once the server is well again, so are the workers."""
     items = served(server, tmp_path)
@@ -1123,6 +1124,7 @@ def test_on_a_cluster(client, server, tmp_path, hasty):
     assert there.notnull().all()
 
 
+@pytest.mark.slow
 def test_in_processes(tmp_path):
     cube = open_s2(**area_of(), catalog=[make_item(tmp_path, "x")], mask=bright)
     with dask.config.set(scheduler="processes", num_workers=1):

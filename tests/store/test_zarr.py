@@ -897,6 +897,7 @@ def test_building_a_store_reads_no_blocks_back(tmp_path: Path) -> None:
     assert not [key for key, _ in got if key.startswith("anysat/c")]
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_stores_and_opens(tmp_path: Path) -> None:
     """Nothing but xr_anysat imported; and that alone imports nothing that is only needed to store."""
     code = f"""
@@ -1000,6 +1001,7 @@ for turn in range(2):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     """Of the same embedding: both succeed. Of two: one is refused, and the store is all of the other."""
     running = [
@@ -1075,6 +1077,7 @@ def objects(s3: S3Server, name: str) -> dict[str, bytes]:
     return {o["path"]: bytes(store.get(o["path"]).bytes()) for page in store.list() for o in page}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore"])
 def test_s3(kind: str, s3: S3Server, tmp_path: Path) -> None:
     emb, computed = counted(embedded())
@@ -1223,6 +1226,7 @@ def test_secrets_stay_out_of_messages_and_logs(s3: S3Server) -> None:
 # ---------------------------------------------------------------------- a cluster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore", "folder"])
 def test_from_a_cluster(kind: str, client: Any, s3: S3Server, tmp_path: Path) -> None:
     """Workers get the store, not its data; it is resumed and opened there."""
@@ -1244,6 +1248,7 @@ def test_from_a_cluster(kind: str, client: Any, s3: S3Server, tmp_path: Path) ->
     assert seen == [(total, total)]
 
 
+@pytest.mark.slow
 def test_a_refused_write_on_a_cluster(client: Any, s3: S3Server) -> None:
     with Gate(s3.url, lambda method, path: 403 if method == "PUT" and "c/0/1/1" in path else None) as gate:
         store, options = place_of("obstore", gate.url, "cluster-refused.zarr")

@@ -130,6 +130,7 @@ def test_other_arrays_show_as_they_did() -> None:
         assert "xr-wrap" in html(array)
 
 
+@pytest.mark.slow
 def test_outside_ipython_nothing_is_registered_or_imported() -> None:
     heavy = "IPython", "matplotlib", "torch", "sklearn"
     code = f"import sys, xr_anysat; print([m for m in {heavy} if m in sys.modules])"
@@ -138,6 +139,7 @@ def test_outside_ipython_nothing_is_registered_or_imported() -> None:
     register()
 
 
+@pytest.mark.slow
 def test_in_a_real_kernel(tmp_path: Path) -> None:
     cells = [
         f"import sys; sys.path.insert(0, {str(TESTS)!r})",
