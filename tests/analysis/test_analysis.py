@@ -430,7 +430,7 @@ def test_models_are_stored_to_the_last_digit(emb: xr.DataArray, kind: str) -> No
 )  # fmt: skip
 def test_models_of_something_else_are_refused(kind: Any, text: str) -> None:
     with pytest.raises(
-        OptionError, match=r"holds no (PCAModel|Clusters) .*to_json\(\)|wanted (vectors|as many)"
+        OptionError, match=r"holds no (PCAModel|Clusters) .*to_json\(\)|expected (vectors|as many centers)"
     ):
         kind.from_json(text)
 
@@ -803,24 +803,24 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.cluster(0), OptionError, "k=0"),
         (lambda e: e.anysat.rgb(seed=-1), OptionError, "seed=-1"),
         (lambda e: e.anysat.rgb(cells=2), OptionError, "cells=2: expected a whole number, 3 or more"),
-        (lambda e: nothing(e).anysat.rgb(), CubeError, "0 of 1353 cells were observed, and 3 are wanted.*model="),
-        (lambda e: e.anysat.rgb(model="x"), OptionError, r"model='x': wanted the PCAModel.*PCAModel\.from_json"),
-        (lambda e: e.anysat.cluster(model=e.anysat.reduce(2)[1]), OptionError, "wanted the Clusters"),
-        (lambda e: e.anysat.rgb(model=e.anysat.reduce(2)[1]), OptionError, r"2 components: wanted three.*reduce\(3\)"),
+        (lambda e: nothing(e).anysat.rgb(), CubeError, "0 of 1353 cells were observed, expected at least 3.*model="),
+        (lambda e: e.anysat.rgb(model="x"), OptionError, r"model='x': expected the PCAModel.*PCAModel\.from_json"),
+        (lambda e: e.anysat.cluster(model=e.anysat.reduce(2)[1]), OptionError, "expected the Clusters"),
+        (lambda e: e.anysat.rgb(model=e.anysat.reduce(2)[1]), OptionError, r"expected three.*reduce\(3\)"),
         (lambda e: e.anysat.reduce(3, model=e.anysat.reduce(2)[1]), OptionError, "k=3: .*up to 2"),
         (lambda e: e.anysat.cluster(3, model=e.anysat.cluster(2)[1]), OptionError, "k=3 and a model of 2.*leave k="),
         (lambda e: e[:20].anysat.rgb(model=e.anysat.rgb()[1]), CubeError, "20 channels, and a model of 24"),
         (lambda e: e.anysat.similarity(np.ones(3)), OptionError, r"vector of 24 finite numbers.*GeoSeries"),
         (lambda e: e.anysat.similarity(np.zeros(24)), OptionError, "not all 0"),
         (lambda e: e.anysat.similarity("here"), OptionError, "to='here'"),
-        (lambda e: e.anysat.similarity((0, 0)), OptionError, r"1 of 1 points lie outside.*\(600000, 4999670, 600410, "),
+        (lambda e: e.anysat.similarity((0, 0)), OptionError, r"1 of 1 points are outside.*\(600000, 4999670, 600410, "),
         (lambda e: e.anysat.similarity((LEFT + 255, TOP - 65)), OptionError, "nothing was observed at 1 of 1"),
         (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[3]), OptionError, "nothing was observed in its 27 cells"),
-        (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[4]), OptionError, "no cell of the cube has its centre"),
+        (lambda e: e.anysat.similarity(FIELDS.geometry.iloc[4]), OptionError, "no cell of the cube has its center"),
         (lambda e: e.anysat.similarity(shapely.LineString([(0, 0), (1, 1)])), OptionError, "LineString among them"),
-        (lambda e: e.anysat.sample([1]), OptionError, r"a list, wanted a GeoDataFrame.*points_from_xy"),
-        (lambda e: e.anysat.sample(FIELDS), OptionError, r"Polygon among them, wanted Point alone; zonal\(\)"),
-        (lambda e: e.anysat.zonal(POINT), OptionError, r"wanted Polygon or MultiPolygon alone; sample\(\)"),
+        (lambda e: e.anysat.sample([1]), OptionError, r"a list, expected a GeoDataFrame.*points_from_xy"),
+        (lambda e: e.anysat.sample(FIELDS), OptionError, r"Polygon among them, expected Point alone; zonal\(\)"),
+        (lambda e: e.anysat.zonal(POINT), OptionError, r"expected Polygon or MultiPolygon alone; sample\(\)"),
         (lambda e: e.anysat.sample(POINT.set_crs(None, allow_override=True)), OptionError, r"set_crs\('EPSG:4326'\)"),
         (lambda e: e.drop_vars("spatial_ref").assign_coords(y=e.y.values, x=e.x.values).anysat.sample(POINT),
          OptionError, r"a cube without a CRS.*emb\.odc\.assign_crs"),
@@ -837,7 +837,7 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.classify(POINT, "kind", method="forest"), OptionError, "expected one of 'linear', 'knn'"),
         (lambda e: e.anysat.classify(POINT.iloc[[0] * 4].assign(kind=[1, 1, "a", "a"]), "kind"), OptionError, "mixes"),
         (lambda e: e.anysat.classify(POINT.iloc[[0] * 4].assign(kind=[1, 1, 2, 2]), "kind", block_m=0), OptionError,
-         "block_m=0: wanted a positive number"),
+         "block_m=0: expected a positive number"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_to_do(

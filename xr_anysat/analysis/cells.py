@@ -1,8 +1,7 @@
-"""Cells of embedding cubes: a sample of them, arithmetic over them, results on their grid, what made them.
+"""Arithmetic over the cells of embedding cubes, and its results on their grid.
 
-Whatever is done here gives the same bits however a cube is cut into chunks. A sample is told by the places of cells,
-not by the order in which chunks come. Arithmetic takes cells in batches of one size, the last one filled up with
-zeros: BLAS rounds by the shape of matrices, and a batch always has the same.
+The results are the same to the last bit for any chunks. BLAS rounds differently for matrices of different shapes, so
+cells are computed in batches of one size, and the last batch is padded with zeros.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from xr_anysat.shared.grid import grid_of, with_transform
 from xr_anysat.shared.serialization import json_default
 
 BATCH = 1024
-"""Cells a product of matrices."""
+"""Cells per matrix product."""
 
 ROWS = 64
-"""The rows of a matrix are filled up to a multiple of this: kernels of BLAS for what is left over round otherwise."""
+"""Matrices are padded to a multiple of this many rows: BLAS kernels for the remaining rows round differently."""
 
 
 def one_thread() -> Any:
-    """Have a fit computed by one thread, as long as the context lasts: more of them round otherwise."""
-    limits = import_module("threadpoolctl").threadpool_limits  # which scikit-learn brings along
+    """Context in which a fit runs on one thread: the number of threads changes the rounding."""
+    limits = import_module("threadpoolctl").threadpool_limits  # a dependency of scikit-learn
     return limits(1)
 
 
 def observed(values: np.ndarray) -> np.ndarray:
-    """Where all channels of (D, …) are there, bool (…)."""
-    there: np.ndarray = np.isfinite(values[0])
-    for channel in values[1:]:  # no array of the size of them all
-        there &= np.isfinite(channel)
-    return there
+    """Where all channels of (D, …) are finite, bool (…)."""
+    finite: np.ndarray = np.isfinite(values[0])
+    for channel in values[1:]:  # one at a time: no temporary array of all channels
+        finite &= np.isfinite(channel)
+    return finite
 
 
 # ---------------------------------------------------------------------- arithmetic
@@ -47,20 +46,20 @@ def observed(values: np.ndarray) -> np.ndarray:
 def map_cells(
     function: Callable[..., np.ndarray], *cubes: xr.DataArray, rows: int, dtype: Any, missing: Any
 ) -> Any:
-    """What `function` makes of each cell: data (rows, y, x), NumPy or dask as the cubes are.
+    """Apply `function` to each cell: data (rows, y, x), a NumPy array, or a dask array if a cube is lazy.
 
     Parameters
     ----------
     function : callable
-        Takes a batch (D, n) float64 of each cube and returns (rows, n), a column for each.
+        Takes a batch (D, n) float64 of each cube and returns (rows, n), one column per cell.
     *cubes : DataArray, (D, y, x)
         On one grid.
     rows : int
-        How many numbers a cell gets.
+        Number of results per cell.
     dtype : dtype
         Of the result.
     missing : scalar
-        For cells of which a cube lacks a channel.
+        Result of cells with a missing channel in any cube.
     """
     block = partial(_over_block, function=function, rows=rows, dtype=np.dtype(dtype), missing=missing)
     lazy = [cube.data.chunks[1:] for cube in cubes if cube.chunks is not None]
@@ -79,7 +78,7 @@ def _over_block(
 ) -> np.ndarray:
     _, height, width = blocks[0].shape
     out = np.empty((rows, height, width), dtype)
-    step = max(1, BATCH * 16 // max(width, 1))  # a crop of a cube in memory is not copied as a whole
+    step = max(1, BATCH * 16 // max(width, 1))  # do not copy a whole crop of a cube in memory
     for top in range(0, height, step):
         strip = [block[:, top : top + step].reshape(block.shape[0], -1) for block in blocks]
         made = in_batches(function, *strip, rows=rows, dtype=dtype, missing=missing)
@@ -90,27 +89,27 @@ def _over_block(
 def in_batches(
     function: Callable[..., np.ndarray], *values: np.ndarray, rows: int, dtype: Any, missing: Any
 ) -> np.ndarray:
-    """What `function` makes of cells (D, n), :data:`BATCH` of them at a time: (rows, n) of `dtype`.
+    """Apply `function` to cells (D, n), :data:`BATCH` at a time: (rows, n) of `dtype`.
 
-    Batches are always of one shape, so that the numbers of a cell do not depend on which others are beside it.
+    All batches have one shape, so the result of a cell does not depend on the cells around it.
     """
     count = values[0].shape[1]
     out = np.empty((rows, count), dtype)
     for start in range(0, count, BATCH):
         parts = [part[:, start : start + BATCH] for part in values]
-        there = np.logical_and.reduce([np.isfinite(part).all(0) for part in parts])
-        n = there.size
+        finite = np.logical_and.reduce([np.isfinite(part).all(0) for part in parts])
+        n = finite.size
         batch = []
         for part in parts:
             full = np.zeros((part.shape[0], BATCH))
-            np.copyto(full[:, :n], part, where=there)
+            np.copyto(full[:, :n], part, where=finite)
             batch.append(full)
-        out[:, start : start + n] = np.where(there, function(*batch)[:, :n], missing)
+        out[:, start : start + n] = np.where(finite, function(*batch)[:, :n], missing)
     return out
 
 
 def padded_matmul(matrix: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """`matrix` (k, D) times a batch (D, n), (k, n), with its rows filled up to a multiple of :data:`ROWS`."""
+    """Product (k, n) of `matrix` (k, D) and a batch (D, n), with rows padded to a multiple of :data:`ROWS`."""
     k = matrix.shape[0]
     full = np.zeros((-(-k // ROWS) * ROWS, matrix.shape[1]))
     full[:k] = matrix
@@ -130,16 +129,18 @@ def wrap_on_grid(
     dim: str | None = None,
     labels: Any = None,
 ) -> xr.DataArray:
-    """`data` (y, x), or (`dim`, y, x), on the grid of an embedding cube, with its CRS and its record.
+    """Put `data` (y, x) or (`dim`, y, x) on the grid of an embedding cube, with its CRS and its record.
 
-    The record, all attrs of the embedding, is the attribute ``embedding``, as JSON.
+    The record, all attrs of the embedding, is stored as JSON in the attribute ``embedding``.
     """
     coords = {k: c for k, c in emb.coords.items() if "D" not in c.dims}
     dims = ("y", "x") if dim is None else (dim, "y", "x")
     if labels is not None:
         coords[dim] = (dim, labels)
     out = xr.DataArray(data, coords, dims, name)
-    out = with_transform(out, grid_of(out))  # selecting cells leaves the transform of the whole behind
+    out = with_transform(
+        out, grid_of(out)
+    )  # after a selection, spatial_ref still has the transform of the whole cube
     out.attrs = {**attrs, "embedding": json.dumps(emb.attrs, default=json_default)}
     out.encoding = {k: v for k, v in emb.encoding.items() if k == "grid_mapping"}
     return out

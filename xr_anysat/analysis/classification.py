@@ -1,7 +1,7 @@
-"""`classify`: a map from a few labelled points, and how far it can be trusted.
+"""`classify`: a map of classes from a few labelled points, and its accuracy.
 
-The score comes from folds that are apart on the ground: points side by side look alike, the more so as cells of one
-window saw each other, and a random split would reward a map for knowing its neighbours.
+The accuracy comes from spatially separate folds. Nearby points are similar, especially because cells of one window
+share their context, so a random split would overestimate the accuracy.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 METHODS = ("linear", "knn")
 
 NEIGHBORS = 5
-"""Labelled points that vote on a cell, with ``method="knn"``."""
+"""Number of labelled points that vote on a cell, with ``method="knn"``."""
 
 FOLDS = 5
 
 BLOCKS_ACROSS = 10
-"""Into how many blocks, at most, the longer side of the points' extent is cut."""
+"""Maximum number of blocks along the longer side of the extent of the points."""
 
-TINY = 1e-12
-"""Least length and least vote: no division by zero."""
+EPS = 1e-12
+"""Smallest length and smallest vote, to avoid a division by zero."""
 
 MIN_POINTS_PER_CLASS = 2
-"""Points that a class must have."""
+"""Minimum number of points per class."""
 
 MISSING = 0
-"""Code of cells where nothing was observed."""
+"""Code of cells that were not observed."""
 
 
 def classify(
@@ -55,17 +55,17 @@ def classify(
 ) -> xr.Dataset:
     """Map classes from a few labelled points.
 
-    A classifier is fitted on the embeddings at the points, and says for each cell which class it is. How well it does
-    is measured by spatially blocked cross-validation: the ground is cut into squares, whole squares are left out in
+    A classifier is fitted on the embeddings at the points and predicts the class of each cell. Its accuracy is
+    measured by spatially blocked cross-validation: the area is divided into squares, whole squares are left out in
     turn, and the points in them are predicted from the others. The map itself is fitted on all points.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     points : GeoDataFrame
-        Labelled points, in any CRS, at least two a class. Those that lie beside the cube, where nothing was observed,
-        or have no label are left out, with a warning.
+        Labelled points, in any CRS, at least two per class. Points outside the cube, on unobserved cells or without
+        a label are left out, with a warning.
     column : str
         Of `points`: the class of each, text or numbers.
     method : {"linear", "knn"}
@@ -87,13 +87,13 @@ def classify(
             Probability of that class (linear), or its share of the votes (knn), 0..1; NaN where nothing was observed.
 
         ``attrs``: ``method``, ``column``, ``points`` and ``points_left_out``; ``cv_accuracy``, the share of points
-        that were predicted right, ``cv_f1_macro``, the mean of the classes' F1 scores, ``cv_accuracy_folds``, one a
+        that were predicted right, ``cv_f1_macro``, the mean of the classes' F1 scores, ``cv_accuracy_folds``, one per
         fold, and ``cv_block_m``. If all points lie in one square there are no scores, and a warning says so.
 
     Raises
     ------
     CubeTypeError, CubeError
-        If `emb` is not an embedding cube, or its coordinates do not tell where cells lie.
+        If `emb` is not an embedding cube, or its coordinates do not define where its cells are.
     OptionError
         If `points`, `column`, `method` or `block_m` is impossible, or a class has too few points.
     AnySatError
@@ -116,28 +116,28 @@ def classify(
     check_embedding(emb, "classify(points, 'class')")
     check_choice("method", method, METHODS)
     import_optional("sklearn", "classify()")
-    taught, left_out = _training(emb, points, column)
-    counts = np.bincount(taught.codes)
+    training, left_out = _training_points(emb, points, column)
+    counts = np.bincount(training.codes)
     few = [
-        f"{name!r} ({n})" for name, n in zip(taught.names, counts, strict=True) if n < MIN_POINTS_PER_CLASS
+        f"{name!r} ({n})" for name, n in zip(training.names, counts, strict=True) if n < MIN_POINTS_PER_CLASS
     ]
     if len(counts) < 2 or few:
         seen = f"too few points of {', '.join(few)}" if few else f"points of {len(counts)} class"
         raise OptionError(
-            f"{seen} in column {column!r}: wanted two classes at least, and {MIN_POINTS_PER_CLASS} points of each that "
-            f"lie on observed cells{f' ({left_out} points do not)' if left_out else ''}"
+            f"{seen} in column {column!r}: expected at least two classes, and {MIN_POINTS_PER_CLASS} points of each "
+            f"on observed cells{f' ({left_out} points do not)' if left_out else ''}"
         )
     if left_out:
         warn(
-            f"{left_out} of {len(points)} points are left out: they lie beside the cube or where nothing was observed, "
-            "or have no label. emb.anysat.sample(points) tells of each"
+            f"{left_out} of {len(points)} points are left out: they are outside the cube, on unobserved cells, or "
+            "without a label. emb.anysat.sample(points) gives the status of each"
         )
-    side = _side(emb, taught, block_m)
+    side = _block_side(emb, training, block_m)
     score = cross_validate(
         partial(fit_classifier, method=method),
-        taught.values,
-        taught.codes,
-        blocks_of(taught.x, taught.y, side),
+        training.values,
+        training.codes,
+        blocks_of(training.x, training.y, side),
     )
     if score is None:
         warn(
@@ -145,11 +145,11 @@ def classify(
             "(cells of one window saw each other), or points that are farther apart"
         )
     with one_thread():
-        predict = fit_classifier(taught.values, taught.codes, method=method)
+        predict = fit_classifier(training.values, training.codes, method=method)
     pair = map_cells(partial(_predict_class, predict=predict), emb, rows=2, dtype=np.float32, missing=np.nan)
     kind = np.uint8 if len(counts) < 256 else np.uint16
     codes = _codes(pair[0], kind)
-    names = [str(name) for name in taught.names]
+    names = [str(name) for name in training.names]
     flags = {
         "long_name": f"class, from {column}",
         "nodata": MISSING,
@@ -168,7 +168,7 @@ def classify(
     out.attrs = {
         "method": method,
         "column": column,
-        "points": len(taught.codes),
+        "points": len(training.codes),
         "points_left_out": left_out,
         "cv_block_m": side,
     }
@@ -182,14 +182,14 @@ def classify(
 
 
 def _codes(decided: Any, kind: type[np.unsignedinteger[Any]]) -> Any:
-    """Codes from 1, and 0 where there is none, of class numbers from 0, and NaN."""
+    """Turn class numbers from 0 into codes from 1, and NaN into 0."""
     if isinstance(decided, np.ndarray):
         return (np.nan_to_num(decided, nan=-1) + 1).astype(kind)
     return decided.map_blocks(_codes, kind, dtype=kind, meta=np.empty((0, 0), kind))
 
 
 def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Number of the likeliest class of each cell, and how likely it is, (2, n)."""
+    """Number of the most likely class of each cell, and its probability, (2, n)."""
     likely = predict(batch)
     return np.stack([likely.argmax(0), likely.max(0)])
 
@@ -199,7 +199,7 @@ def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndar
 
 @dataclass(frozen=True)
 class Training:
-    """Labelled points, in an order that is theirs and not the table's.
+    """Labelled points, in an order that does not depend on the order of the table.
 
     Attributes
     ----------
@@ -208,9 +208,9 @@ class Training:
     codes : ndarray, (n,) int
         Classes, from 0.
     names : list
-        Of the classes, sorted.
+        Names of the classes, sorted.
     x, y : ndarray, (n,)
-        Places in the cube's CRS.
+        Coordinates in the CRS of the cube.
     """
 
     values: np.ndarray
@@ -220,12 +220,12 @@ class Training:
     y: np.ndarray
 
 
-def _training(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tuple[Training, int]:
-    """The points that can be learned from, and how many cannot."""
+def _training_points(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tuple[Training, int]:
+    """The usable points, and the number of points that are left out."""
     frame = as_geodataframe(points, "points", "classify()")
     if column not in frame.columns or column == frame.active_geometry_name:
         others = [name for name in frame.columns if name != frame.active_geometry_name]
-        raise OptionError(f"{column=}: wanted the column of points that holds the labels, one of {others}")
+        raise OptionError(f"{column=}: expected the column of points that holds the labels, one of {others}")
     values, status = values_at(emb, frame.geometry, "classify()")
     usable = (status == OK) & frame[column].notna().values
     labels = frame[column].values[usable]
@@ -233,24 +233,24 @@ def _training(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tuple[Tra
         names = sorted(set(labels.tolist()))
     except TypeError as error:
         raise OptionError(
-            f"column {column!r} mixes kinds of labels ({error}): wanted text or numbers alone"
+            f"column {column!r} mixes kinds of labels ({error}): expected text or numbers alone"
         ) from error
     numbers = {name: i for i, name in enumerate(names)}
     codes = np.array([numbers[label] for label in labels.tolist()], int)
     at = in_crs_of(require_grid(emb, "classify()"), frame.geometry, ("Point",), "points")
     x, y = at.x.values[usable], at.y.values[usable]
-    order = np.lexsort((codes, x, y))  # fits and folds round and break ties by it
+    order = np.lexsort((codes, x, y))  # rounding and ties in fits and folds depend on the order
     chosen = values[usable].astype(np.float64)[order]
     return Training(chosen, codes[order], names, x[order], y[order]), int((~usable).sum())
 
 
-def _side(emb: xr.DataArray, taught: Training, block_m: float | None) -> float:
-    """Side of the blocks that are left out together."""
+def _block_side(emb: xr.DataArray, training: Training, block_m: float | None) -> float:
+    """Side of the blocks that are left out together, in units of the CRS."""
     if block_m is None:
-        extent = max(np.ptp(taught.x), np.ptp(taught.y))
+        extent = max(np.ptp(training.x), np.ptp(training.y))
         return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * PIXEL))
     if not block_m > 0 or not np.isfinite(block_m):
-        raise OptionError(f"{block_m=}: wanted a positive number of metres, or None")
+        raise OptionError(f"{block_m=}: expected a positive number of metres, or None")
     return float(block_m)
 
 
@@ -268,10 +268,10 @@ def fit_classifier(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A classifier of embeddings (n, D): its function from a batch (D, m) to probabilities (classes, m).
 
-    Classes that `codes` lack, as may be while a block is left out, have zeros.
+    Classes that are missing in `codes`, as can happen when a block is left out, get zeros.
     """
     if method == "knn":
-        units = values / np.maximum(np.sqrt(np.square(values).sum(1)), TINY)[:, None]
+        units = values / np.maximum(np.sqrt(np.square(values).sum(1)), EPS)[:, None]
         return partial(_votes, units=units, codes=codes)
     known = np.unique(codes)
     if known.size == 1:
@@ -283,7 +283,7 @@ def fit_classifier(
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(values), codes)
     matrix, offset = model.coef_ / scaler.scale_, model.intercept_
     offset = offset - matrix @ scaler.mean_
-    if known.size == 2:  # scikit-learn keeps the difference alone
+    if known.size == 2:  # scikit-learn stores only the difference
         matrix, offset = (np.concatenate([np.zeros_like(part), part]) for part in (matrix, offset))
     return partial(_softmax, matrix=matrix, offset=offset, known=known)
 
@@ -297,10 +297,10 @@ def _softmax(batch: np.ndarray, *, matrix: np.ndarray, offset: np.ndarray, known
 
 
 def _votes(batch: np.ndarray, *, units: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    cosines = padded_matmul(units, batch) / np.maximum(np.sqrt(np.square(batch).sum(0)), TINY)
+    cosines = padded_matmul(units, batch) / np.maximum(np.sqrt(np.square(batch).sum(0)), EPS)
     count = min(NEIGHBORS, len(codes))
     nearest = np.argpartition(-cosines, count - 1, axis=0)[:count]
-    votes = np.maximum(1 + np.take_along_axis(cosines, nearest, 0), TINY)
+    votes = np.maximum(1 + np.take_along_axis(cosines, nearest, 0), EPS)
     out = np.zeros((codes.max() + 1, batch.shape[1]))
     for one, vote in zip(codes[nearest], votes, strict=True):
         out[one, np.arange(batch.shape[1])] += vote
@@ -312,7 +312,7 @@ def _votes(batch: np.ndarray, *, units: np.ndarray, codes: np.ndarray) -> np.nda
 
 @dataclass(frozen=True)
 class Score:
-    """What cross-validation found.
+    """Result of a cross-validation.
 
     Attributes
     ----------
@@ -340,12 +340,12 @@ def cross_validate(
     Parameters
     ----------
     fit : callable
-        As :func:`fitted`, but for its method.
+        Like :func:`fit_classifier` with its method.
     values : ndarray, (n, D)
     codes : ndarray, (n,) int
         Classes, from 0.
     blocks : ndarray, (n,) int
-        What is left out together.
+        Block of each sample; a block is left out as a whole.
     """
     from sklearn.metrics import f1_score
 

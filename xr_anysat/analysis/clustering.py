@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
-from xr_anysat.analysis.fitted import Clusters, _check_model, _sample
+from xr_anysat.analysis.fitted import Clusters, check_model, sample_for_fit
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
@@ -16,7 +16,7 @@ from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.values import check_whole_number
 
 MISSING = -1
-"""Label of cells where nothing was observed."""
+"""Label of cells that were not observed."""
 
 
 def cluster(
@@ -29,24 +29,24 @@ def cluster(
 ) -> tuple[xr.DataArray, Clusters]:
     """Sort cells into `k` clusters of similar embeddings, by mini-batch k-means.
 
-    Centres are fitted on a sample of the cells that were observed. This computes a lazy cube, as :func:`reduce` says.
+    Centers are fitted on a sample of the cells that were observed. This computes a lazy cube, as :func:`reduce` says.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     k : int, optional
-        How many clusters; not needed with a `model`.
+        Number of clusters; not needed with a `model`.
     model : Clusters, optional
-        What an earlier call gave, on embeddings that were made alike: clusters then mean the same.
+        Result of an earlier call, on embeddings with the same weights and settings: clusters then mean the same.
     cells, seed : int
         As in :func:`reduce`.
 
     Returns
     -------
     labels : DataArray, (y, x) int16
-        The cluster whose centre is nearest, from 0, that of the most cells of the sample first; -1 (``nodata``) where
-        nothing was observed. Lazy if `emb` is.
+        The cluster with the nearest center, numbered from 0 in the order of decreasing size in the sample; -1
+        (``nodata``) where nothing was observed. Lazy if `emb` is.
     model : Clusters
         To store (`to_json`) and to use on another year or area.
 
@@ -67,10 +67,10 @@ def cluster(
     check_embedding(emb, "cluster(8)")
     if model is None:
         if k is None:
-            raise OptionError("neither k= nor model=: wanted how many clusters, emb.anysat.cluster(8)")
+            raise OptionError("neither k= nor model=: expected a number of clusters, emb.anysat.cluster(8)")
         model = _fit_clusters(emb, k, cells, seed)
     else:
-        _check_model(model, Clusters, emb, len(getattr(model, "centers", ((),))[0]), "cluster()")
+        check_model(model, Clusters, emb, len(getattr(model, "centers", ((),))[0]), "cluster()")
         if k is not None and k != len(model.centers):
             raise OptionError(f"k={k!r} and a model of {len(model.centers)} clusters: leave k= out")
     labels = map_cells(
@@ -90,7 +90,7 @@ def cluster(
 def _fit_clusters(emb: xr.DataArray, k: int, cells: int, seed: int) -> Clusters:
     kmeans = import_optional("sklearn.cluster", "cluster()").MiniBatchKMeans
     k = check_whole_number("k", k, 1, np.iinfo(np.int16).max)
-    sample, seed = _sample(emb, k, cells, seed, "cluster()")
+    sample, seed = sample_for_fit(emb, k, cells, seed, "cluster()")
     with one_thread():
         centers = kmeans(k, batch_size=1024, n_init=3, random_state=seed).fit(sample).cluster_centers_
         counts = np.bincount(_nearest(sample.T, centers=centers)[0], minlength=k)
@@ -102,6 +102,6 @@ def _fit_clusters(emb: xr.DataArray, k: int, cells: int, seed: int) -> Clusters:
 
 
 def _nearest(batch: np.ndarray, *, centers: np.ndarray) -> np.ndarray:
-    """Number of the nearest centre of each cell, (1, n)."""
+    """Number of the nearest center of each cell, (1, n)."""
     nearer = padded_matmul(centers, batch) - np.square(centers).sum(1)[:, None] / 2  # half of |x|² - |x - c|²
     return nearer.argmax(0)[None]

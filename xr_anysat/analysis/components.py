@@ -1,7 +1,7 @@
-"""What all cells of an embedding cube tell: `reduce` and `rgb`, `similarity` and `change`, `cluster`.
+"""Principal components of an embedding cube: `reduce` and `rgb`.
 
-A fit looks at a sample of cells, by scikit-learn, and gives a small model that can be stored and used on other cubes.
-What is then said of each cell is lazy where the cube is.
+scikit-learn fits them on a sample of cells. The small model can be stored and used on other cubes. Its results are
+lazy if the cube is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
-from xr_anysat.analysis.fitted import PCAModel, _check_model, _sample
+from xr_anysat.analysis.fitted import PCAModel, check_model, sample_for_fit
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
@@ -21,7 +21,7 @@ from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.values import check_whole_number
 
 PERCENTILES = (2.0, 98.0)
-"""Of a component's scores in the sample: what becomes the least and the most of a colour."""
+"""Percentiles of the scores of a component in the sample: the ends of the color range."""
 
 CHANNELS = ("red", "green", "blue", "alpha")
 
@@ -46,21 +46,21 @@ def reduce(
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     k : int, optional
-        How many components. Default: all of `model`.
-    model : Reducer, optional
-        What an earlier call gave, on embeddings that were made alike: components then mean the same.
+        Number of components. Default: all of `model`.
+    model : PCAModel, optional
+        Result of an earlier call, on embeddings with the same weights and settings: components then mean the same.
     cells : int
-        How many cells to fit on, at most.
+        Maximum number of cells in the fit.
     seed : int
-        Which ones: told by it and by their place in the cube, so that chunks make no difference.
+        Selects the cells, together with their position in the cube; chunks make no difference.
 
     Returns
     -------
     reduced : DataArray, (component, y, x) float32
         Lazy if `emb` is; NaN where nothing was observed.
-    model : Reducer
+    model : PCAModel
         To store (`to_json`) and to use on another year or area.
 
     Raises
@@ -89,10 +89,10 @@ def reduce(
     check_embedding(emb, "reduce(3)")
     if model is None:
         if k is None:
-            raise OptionError("neither k= nor model=: wanted how many components, emb.anysat.reduce(3)")
-        model = _fit_reducer(emb, k, cells, seed, "reduce()")
+            raise OptionError("neither k= nor model=: expected a number of components, emb.anysat.reduce(3)")
+        model = _fit_pca(emb, k, cells, seed, "reduce()")
     else:
-        _check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "reduce()")
+        check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "reduce()")
     k = check_whole_number("k", k or len(model.components), 1, len(model.components))
     scores = map_cells(partial(_scores, model=model, k=k), emb, rows=k, dtype=np.float32, missing=np.nan)
     attrs = {"long_name": "principal components of the embedding", **_fit_attrs(model, k)}
@@ -102,10 +102,10 @@ def reduce(
 def rgb(
     emb: xr.DataArray, *, model: PCAModel | None = None, cells: int = CELLS, seed: int = 0
 ) -> tuple[xr.DataArray, PCAModel]:
-    """Colour an embedding cube by its first three principal components.
+    """Color an embedding cube by its first three principal components.
 
-    Each component is stretched from the 2nd to the 98th percentile of the sample it was fitted on. They are kept in the
-    model, so with it colours mean the same on another year or area.
+    Each component is stretched from the 2nd to the 98th percentile of the sample it was fitted on. These limits are
+    kept in the model, so the same model gives comparable colors for another year or area.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def rgb(
     image : DataArray, (band: red, green, blue, alpha; y, x) uint8
         Lazy if `emb` is. `alpha` is 255, or 0 where nothing was observed: so ``image.plot.imshow()`` shows
         nothing there, and so does QGIS in what ``image.rio.to_raster("image.tif")`` writes.
-    model : Reducer
+    model : PCAModel
         To store (`to_json`) and to use on another year or area.
 
     Raises
@@ -137,33 +137,33 @@ def rgb(
     """
     check_embedding(emb, "rgb()")
     if model is None:
-        model = _fit_reducer(emb, 3, cells, seed, "rgb()")
+        model = _fit_pca(emb, 3, cells, seed, "rgb()")
     else:
-        _check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "rgb()")
+        check_model(model, PCAModel, emb, len(getattr(model, "mean", ())), "rgb()")
         if len(model.components) < 3:
             raise OptionError(
-                f"a model of {len(model.components)} components: wanted three, emb.anysat.reduce(3)"
+                f"a model of {len(model.components)} components: expected three, emb.anysat.reduce(3)"
             )
     image = map_cells(partial(_colors, model=model), emb, rows=4, dtype=np.uint8, missing=0)
     percentiles = [float(p) for p in PERCENTILES]
     attrs = {
-        "long_name": "principal components as colours",
+        "long_name": "principal components as colors",
         "stretch_percentiles": percentiles,
         **_fit_attrs(model, 3),
     }
     return wrap_on_grid(emb, image, "rgb", attrs, dim="band", labels=list(CHANNELS)), model
 
 
-def _fit_reducer(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> PCAModel:
+def _fit_pca(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> PCAModel:
     decomposition = import_optional("sklearn.decomposition", call)
     k = check_whole_number("k", k, 1, emb.sizes["D"])
-    sample, seed = _sample(emb, k, cells, seed, call)
+    sample, seed = sample_for_fit(emb, k, cells, seed, call)
     mean = sample.mean(0)
     spread = float(np.square(sample - mean).sum())
-    with one_thread(), np.errstate(invalid="ignore", divide="ignore"):  # of cells that are all the same
+    with one_thread(), np.errstate(invalid="ignore", divide="ignore"):  # if all cells are equal
         found = decomposition.PCA(k, svd_solver="covariance_eigh" if len(sample) > 1 else "full").fit(sample)
         components = found.components_
-        # the sign is free: let the largest weight be positive
+        # the sign is arbitrary: make the largest weight positive
         components = components * np.sign(components[np.arange(k), np.abs(components).argmax(1)])[:, None]
         scores = (sample - mean) @ components.T
     low, high = np.percentile(scores, PERCENTILES, axis=0)
@@ -188,6 +188,6 @@ def _scores(batch: np.ndarray, *, model: PCAModel, k: int) -> np.ndarray:
 
 def _colors(batch: np.ndarray, *, model: PCAModel) -> np.ndarray:
     low, high = (np.array(each[:3])[:, None] for each in (model.low, model.high))
-    span = np.where(high > low, high - low, np.inf)  # a component that is constant says nothing
+    span = np.where(high > low, high - low, np.inf)  # constant components become 0
     share = np.clip((_scores(batch, model=model, k=3) - low) / span, 0, 1)
     return np.concatenate([np.rint(255 * share), np.full((1, batch.shape[1]), 255.0)])

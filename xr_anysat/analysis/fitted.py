@@ -17,40 +17,40 @@ from xr_anysat.shared.values import check_whole_number
 
 @dataclass(frozen=True)
 class _Fitted(Stored):
-    """A model of numbers alone: it compares."""
+    """A model that holds only plain numbers, so models can be compared with ``==``."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, _plain(getattr(self, each.name)))
+            object.__setattr__(self, each.name, _as_tuples(getattr(self, each.name)))
 
 
-def _plain(value: Any) -> Any:
-    """Arrays and lists as tuples of Python's own numbers."""
+def _as_tuples(value: Any) -> Any:
+    """Arrays and lists as tuples of Python numbers."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
 class PCAModel(_Fitted):
-    """Principal components of embeddings, as :func:`reduce` and :func:`rgb` fit them.
+    """Principal components of embeddings, fitted by :func:`reduce` and :func:`rgb`.
 
     Attributes
     ----------
     mean : tuple of D float
-        Of the sample; what is subtracted.
+        Mean of the sample, which is subtracted.
     components : tuple of k tuples of D float
-        Unit vectors, that of the largest variance first. The largest weight of each is positive.
+        Unit vectors, in the order of decreasing variance. The largest weight of each is positive.
     explained : tuple of k float
-        Share of the sample's variance.
+        Share of the variance of the sample, per component.
     low, high : tuple of k float
-        The 2nd and the 98th percentile of each component in the sample: colours are stretched between them.
+        The 2nd and the 98th percentile of each component in the sample: the range of colors.
     cells : int
-        How many cells the sample had.
+        Number of cells in the sample.
     seed : int
-        Of the sample.
+        Seed of the sample.
     made_with : dict
-        Weights, statistics and settings of the embeddings it was fitted on.
+        Weights, statistics and settings of the embeddings that it was fitted on.
 
     Examples
     --------
@@ -77,26 +77,26 @@ class PCAModel(_Fitted):
         per_component = (self.explained, self.low, self.high)
         if any(len(c) != depth for c in self.components) or any(len(p) != k for p in per_component):
             raise OptionError(
-                f"{k} components of {depth} channels: wanted vectors and numbers of these lengths"
+                f"{k} components of {depth} channels: expected vectors and numbers of matching lengths"
             )
 
 
 @dataclass(frozen=True)
 class Clusters(_Fitted):
-    """Centres of clusters of embeddings, as :func:`cluster` fits them.
+    """Centers of clusters of embeddings, fitted by :func:`cluster`.
 
     Attributes
     ----------
     centers : tuple of k tuples of D float
-        That of the most cells of the sample first.
+        In the order of decreasing size of the clusters in the sample.
     shares : tuple of k float
-        Of the sample's cells.
+        Share of the sample in each cluster.
     cells : int
-        How many cells the sample had.
+        Number of cells in the sample.
     seed : int
-        Of the sample and the fit.
+        Seed of the sample and of the fit.
     made_with : dict
-        Weights, statistics and settings of the embeddings it was fitted on.
+        Weights, statistics and settings of the embeddings that it was fitted on.
     """
 
     centers: tuple[tuple[float, ...], ...] = field(repr=False)
@@ -109,33 +109,34 @@ class Clusters(_Fitted):
         super().__post_init__()
         if len({len(c) for c in self.centers}) != 1 or len(self.shares) != len(self.centers):
             raise OptionError(
-                f"{len(self.centers)} centers and {len(self.shares)} shares: wanted as many of each"
+                f"{len(self.centers)} centers and {len(self.shares)} shares: expected as many centers as shares"
             )
 
 
-def _sample(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> tuple[np.ndarray, int]:
-    """A sample of at least `k` cells, and the seed."""
+def sample_for_fit(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) -> tuple[np.ndarray, int]:
+    """Sample at least `k` cells; return the sample and the checked seed."""
     cells = check_whole_number("cells", cells, k)
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
     sample = sample_cells(emb, cells, seed)
     if len(sample) < k:
         raise CubeError(
-            f"{call}: {len(sample)} of {emb.sizes['y'] * emb.sizes['x']} cells were observed, and {k} are wanted at "
-            "least: take a larger area or a longer period, or hand in a model= of another cube"
+            f"{call}: {len(sample)} of {emb.sizes['y'] * emb.sizes['x']} cells were observed, expected at "
+            f"least {k}: use a larger area or a longer period, or pass a model= of another cube"
         )
     return sample, seed
 
 
-def _check_model(
+def check_model(
     model: Any, kind: type[PCAModel] | type[Clusters], emb: xr.DataArray, depth: int, call: str
 ) -> None:
+    """Refuse a model of another kind, of another number of channels, or fitted on embeddings that do not compare."""
     if not isinstance(model, kind):
         raise OptionError(
-            f"model={str(model)[:60]!r}: wanted the {kind.__name__} that an earlier call gave, or "
+            f"model={str(model)[:60]!r}: expected the {kind.__name__} from an earlier call, or "
             f"xr_anysat.{kind.__name__}.from_json(text)"
         )
     check_comparable(comparability_record(emb), model.made_with, call, "of the model")
     if depth != emb.sizes["D"]:
         raise CubeError(
-            f"{call}: {emb.sizes['D']} channels, and a model of {depth}: wanted the channels that it was fitted on"
+            f"{call}: {emb.sizes['D']} channels, and a model of {depth}: expected those that it was fitted on"
         )

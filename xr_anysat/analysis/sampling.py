@@ -15,32 +15,32 @@ from xr_anysat.analysis.cells import observed
 from xr_anysat.shared.graph import RECHUNK
 
 CELLS = 10_000
-"""Cells that a fit looks at, at most: 60 MB of 768 channels in float64."""
+"""Maximum number of cells in a fit: 60 MB of 768 channels in float64."""
 
 MAX_SEED = 2**32 - 1
-"""Largest seed, as scikit-learn has it."""
+"""Largest seed that scikit-learn accepts."""
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of sampled cells: keys, rows, columns (n,), values (n, D)."""
+"""Sampled cells: keys, rows and columns (n,), and values (n, D)."""
 
 
 def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
-    """A sample of the cells that were observed, (n, D) float64; computes a lazy cube, block by block.
+    """Sample the observed cells, (n, D) float64. A lazy cube is computed block by block.
 
-    Each cell has a pseudo-random key of its row, its column and the seed, and those of the smallest keys are
-    taken. So chunks, schedulers and what is missing elsewhere have no say in it.
+    Each cell has a pseudo-random key, computed from its row, its column and the seed. The cells with the smallest
+    keys are the sample, so it does not depend on chunks, on the scheduler or on gaps elsewhere.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
     cells : int
-        How many, at most.
+        Maximum number of cells.
     seed : int
 
     Returns
     -------
     ndarray
-        In the order of the keys: `cells` of them, or as many as were observed.
+        In the order of the keys: `cells` cells, or all observed cells if there are fewer.
     """
     rows, cols = (np.arange(emb.sizes[dim], dtype=np.uint64) for dim in ("y", "x"))
     options = {"count": cells, "seed": seed}
@@ -58,7 +58,7 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
         )  # fmt: skip
         merge = partial(_merge, count=cells)
         box = da.reduction(
-            picked, chunk=_same, combine=merge, aggregate=merge, axis=(0, 1), dtype=object,
+            picked, chunk=_unchanged, combine=merge, aggregate=merge, axis=(0, 1), dtype=object,
             meta=np.empty((), object),
         ).compute()  # fmt: skip
     chosen: Cells = box.item()
@@ -66,18 +66,18 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
     return values
 
 
-def _same(box: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
+def _unchanged(box: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
     return box
 
 
 def _merge(boxes: np.ndarray, axis: Any, keepdims: bool, count: int) -> np.ndarray:
-    """The cells of the smallest keys of several boxes."""
+    """The cells with the smallest keys in several boxes."""
     parts = zip(*boxes.ravel(), strict=True)
     return _boxed(_smallest(tuple(np.concatenate(part) for part in parts), count), 2 if keepdims else 0)
 
 
 def _pick(values: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, count: int, seed: int) -> np.ndarray:
-    """The cells of the smallest keys of a block (D, h, w) that were observed, in a box."""
+    """The observed cells with the smallest keys in a block (D, h, w), in a box."""
     keys = _keys(rows, cols, seed)
     y, x = np.nonzero(observed(values))
     keys = keys[y, x]
@@ -89,19 +89,19 @@ def _pick(values: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, count: int,
 
 def _smallest(cells: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
     keys, rows, cols, _ = cells
-    order = np.lexsort((cols, rows, keys))[:count]  # keys are seldom equal, places never
+    order = np.lexsort((cols, rows, keys))[:count]  # keys are rarely equal, positions never
     return tuple(part[order] for part in cells)
 
 
 def _boxed(cells: tuple[np.ndarray, ...], ndim: int) -> np.ndarray:
-    """An array that holds one object."""
+    """An array with one object in it, as dask needs it."""
     box = np.empty((1,) * ndim, object)
     box[(0,) * ndim] = cells
     return box
 
 
 def _keys(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
-    """Pseudo-random keys (h, w) uint64 of cells, by row, column and seed."""
+    """Pseudo-random keys (h, w) uint64 of cells, from row, column and seed."""
     row = _mixed(rows + _mixed(np.array([seed], np.uint64)))
     return _mixed(row[:, None] + _mixed(cols))
 

@@ -1,4 +1,4 @@
-"""`seam_score`: how far the windows of the model show on an embedding cube."""
+"""`seam_score`: how visible the windows of the model are on an embedding cube."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xr_anysat.errors import CubeError
 from xr_anysat.shared.checks import check_embedding
 
 RECORD = ("output", "patch_size_m", "tile", "anchor")
-"""What must be in the attributes to know where windows lie; without ``overlap`` there is none."""
+"""Attributes that define where windows are; without the attribute ``overlap`` there is no overlap."""
 
 COARSE = 2
 """Pixels on the side of those of 20 m, which B5, B6, B7, B8A, B11 and B12 have; both grids start at the CRS origin."""
@@ -24,14 +24,14 @@ COARSE = 2
 def seam_score(emb: xr.DataArray) -> xr.Dataset:
     r"""Measure the grid imprint of windows: the mean step across their borders over that inside.
 
-    The step between neighbouring cells :math:`a` and :math:`b` is the distance of their vectors,
+    The step between neighboring cells :math:`a` and :math:`b` is the distance of their vectors,
     :math:`\sqrt{\sum_D (a_D - b_D)^2}`. Its phase is the number of the pixel edge between them on the lattice
     modulo the stride, ``tile - overlap`` pixels. It crosses a border if windows start or end at that phase: at 0,
     or at ``tile`` modulo the stride. The score is
 
     .. math:: \frac{\text{mean step across borders}}{\text{mean step inside windows}}
 
-    with rows and columns together: 1 if windows leave nothing, more if they show. Cells that are NaN take no part.
+    with rows and columns together: 1 if windows are invisible, larger if they are visible. NaN cells are ignored.
 
     Like is compared with like. Six of the ten bands have pixels of 20 m, so whatever is seen through them steps more
     at every other edge, and pixels' tokens in ``dense`` and ``local`` step where patches meet. Where all borders are
@@ -69,7 +69,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If its attrs do not tell where windows lie, its cells are not those of the lattice, or its windows
+        If its attrs do not define where windows are, its cells are not those of the lattice, or its windows
         have no edges inside.
 
     Examples
@@ -86,13 +86,13 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     missing = [name for name in RECORD if name not in emb.attrs]
     if missing:
         raise CubeError(
-            f"attrs without {', '.join(map(repr, missing))}, so where windows lie is not known: wanted the record that "
-            "embed() writes; copy it from the embedding that this one was made of, emb.assign_attrs(embedding.attrs)"
+            f"attrs without {', '.join(map(repr, missing))}, so windows cannot be located: expected the record "
+            "that embed() writes; copy it from the embedding it was made of, emb.assign_attrs(embedding.attrs)"
         )
     output, tile, overlap = emb.attrs["output"], int(emb.attrs["tile"]), int(emb.attrs.get("overlap", 0))
     if output == "tile":
         raise CubeError(
-            "output 'tile' has one cell a window, so there is nothing inside to compare borders with: embed with "
+            "output 'tile' has one cell per window, so there is nothing inside to compare borders with: embed with "
             "output='patch', 'dense' or 'local'"
         )
     patch, stride = int(emb.attrs["patch_size_m"] / PIXEL), tile - overlap
@@ -143,7 +143,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
 
 
 def _steps(emb: xr.DataArray, dim: str) -> xr.DataArray:
-    """Distances (y, x) of neighbours along `dim`, float64; NaN beside NaN."""
+    """Distances (y, x) of neighbors along `dim`, float64; NaN beside NaN."""
     change = emb.astype(np.result_type(emb.dtype, np.float32), copy=False).diff(dim)
     # no array of squares, and sums of float64: they are the same however D is chunked
     return np.sqrt(xr.dot(change, change, dim="D", dtype=np.float64))
@@ -159,7 +159,7 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
         if not values.size or np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * size:
             raise CubeError(
-                f"{dim!r} coordinates {_few(values)}: wanted those that embed() made, {step:+g} m from cell to cell, "
+                f"{dim!r} coordinates {_few(values)}: expected those that embed() made, {step:+g} m from cell to cell, "
                 "which tell where on the lattice a cube of the anchor 'grid' lies. Crop without gaps, "
                 "emb.isel(y=slice(0, 100)), in the CRS it was made in; or copy them from the embedding that this one "
                 "was made of, emb.assign_coords(embedding.coords)"
@@ -173,5 +173,5 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
 
 
 def _few(values: np.ndarray) -> str:
-    """The first of `values`, in words."""
+    """The first of `values`, as text."""
     return (", ".join(f"{v:.9g}" for v in values[:3]) + (", …" if values.size > 3 else "")) or "are not there"

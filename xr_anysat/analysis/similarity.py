@@ -22,10 +22,10 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
         A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the
-        cube's CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centres
+        cube's CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centers
         lie in the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
 
     Returns
@@ -39,9 +39,9 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If its coordinates do not tell where cells lie.
+        If its coordinates do not define where its cells are.
     OptionError
-        If `to` is something else, lies beside the cube, or nothing was observed there.
+        If `to` is something else, is outside the cube, or was not observed.
     AnySatError
         If geopandas is not installed, and `to` is a place.
 
@@ -54,22 +54,23 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     array([[1. , 0.6, 0. ]], dtype=float32)
     """
     check_embedding(emb, "similarity((x, y))")
-    vector, said = _reference(emb, to)
+    vector, description = _reference(emb, to)
     cosines = map_cells(partial(_cosine, vector=vector), emb, rows=1, dtype=np.float32, missing=np.nan)
-    attrs = {"long_name": "cosine similarity", "units": "1", "to": said}
+    attrs = {"long_name": "cosine similarity", "units": "1", "to": description}
     return wrap_on_grid(emb, cosines[0], "similarity", attrs)
 
 
 def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     """How far embeddings of one place differ: 1 minus the cosine of the angle between them.
 
-    The cubes have one grid, and were made alike but for their time. Those of ``norm="per_tile_zscore"`` were not: each
-    was normalized by its own statistics. Use ``"pastis"``, or one saved :func:`xr_anysat.statistics`, for both.
+    The cubes must have the same grid, weights and settings; only their period differs. Cubes with
+    ``norm="per_tile_zscore"`` are refused, because each was normalized by its own statistics. Use
+    ``"pastis"``, or one saved :func:`xr_anysat.statistics`, for both.
 
     Parameters
     ----------
     emb, other : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made of two periods.
+        Outputs of :func:`xr_anysat.embed` for two periods.
 
     Returns
     -------
@@ -99,26 +100,26 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
         {**comparability_record(each), "anchor": each.attrs.get("anchor")} for each in (emb, other)
     )
     check_comparable(own, others, "change()", "in the other")
-    far = map_cells(_cosine_change, emb, other, rows=1, dtype=np.float32, missing=np.nan)
+    distance = map_cells(_cosine_change, emb, other, rows=1, dtype=np.float32, missing=np.nan)
     attrs = {
         "long_name": "cosine change",
         "units": "1",
         "periods": [str(each.attrs.get("temporal_window", "not recorded")) for each in (emb, other)],
     }
-    return wrap_on_grid(emb, far[0], "change", attrs)
+    return wrap_on_grid(emb, distance[0], "change", attrs)
 
 
 def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
-    """The vector (D,) float64 that cells are compared with, and what it is, in words."""
+    """The vector (D,) float64 that cells are compared with, and its description."""
     if isinstance(to, tuple) and len(to) == 2:
         to = import_optional("shapely", "similarity()").Point(to)
-    if hasattr(to, "geom_type"):  # of shapely and of geopandas alike
-        said = str(to) if isinstance(to.geom_type, str) else f"{len(to)} places"
-        return mean_embedding(emb, to, "similarity()"), said
+    if hasattr(to, "geom_type"):  # both of shapely and of geopandas
+        description = str(to) if isinstance(to.geom_type, str) else f"{len(to)} places"
+        return mean_embedding(emb, to, "similarity()"), description
     vector = np.asarray(to, float) if isinstance(to, np.ndarray | xr.DataArray | list) else np.empty(0)
     if vector.shape != (emb.sizes["D"],) or not np.isfinite(vector).all() or not vector.any():
         raise OptionError(
-            f"to={str(to)[:60]!r}: wanted a vector of {emb.sizes['D']} finite numbers that are not all 0, a point "
+            f"to={str(to)[:60]!r}: expected a vector of {emb.sizes['D']} finite numbers that are not all 0, a point "
             "(x, y), a point or polygon of shapely, or a GeoSeries"
         )
     return vector, "a vector"
@@ -126,7 +127,7 @@ def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
 
 def _cosine(batch: np.ndarray, *, vector: np.ndarray) -> np.ndarray:
     length = np.sqrt(np.square(batch).sum(0) * np.square(vector).sum())
-    with np.errstate(invalid="ignore"):  # a vector of zeros has no direction
+    with np.errstate(invalid="ignore"):  # a zero vector has no direction
         return np.clip(padded_matmul(vector[None], batch) / length, -1, 1)
 
 

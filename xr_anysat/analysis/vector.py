@@ -1,7 +1,7 @@
 """Points and polygons on an embedding cube: `sample` and `zonal`.
 
-Geometries may be in any CRS. A point has the cell it lies in, a polygon those whose centres lie in it. Means over
-polygons are summed in blocks that lie at fixed places of the cube, in their order, so that its chunks change no bit.
+Geometries may be in any CRS. A point selects the cell that contains it, a polygon the cells whose centers it contains.
+Means over polygons are summed in blocks at fixed positions of the cube, in a fixed order, so chunks change no bit.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ POINTS, POLYGONS = ("Point",), ("Polygon", "MultiPolygon")
 def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
     """Give points the embedding of the cell that each lies in.
 
-    Of a lazy cube only the chunks that hold a point are computed.
+    Only the chunks of a lazy cube that contain a point are computed.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     points : GeoDataFrame or GeoSeries
         Points, in any CRS.
 
@@ -55,7 +55,7 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
         The same rows, index, columns and CRS, and besides:
 
         ``emb_000``, ``emb_001``, …
-            A column a channel, of the cube's dtype (float32). NaN unless the status is ok.
+            One column per channel, of the cube's dtype (float32). NaN unless the status is ok.
         ``status``
             ``"ok"``; ``"outside"``: not on the cube, or no geometry; ``"invalid"``: nothing was observed there.
 
@@ -66,9 +66,9 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If the cube's coordinates or CRS do not tell where its cells lie.
+        If the coordinates or the CRS of the cube do not define where its cells are.
     OptionError
-        If `points` are no points, have no CRS, or have columns of these names already.
+        If `points` are not points, have no CRS, or already have columns with these names.
     AnySatError
         If geopandas is not installed.
 
@@ -98,14 +98,14 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
 
 
 def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame:
-    """Give polygons the mean embedding of the cells whose centres lie in each.
+    """Give polygons the mean embedding of the cells whose centers lie in each.
 
-    Of a lazy cube only what polygons meet is computed, block by block; polygons may overlap.
+    Only the parts of a lazy cube that polygons touch are computed, block by block. Polygons may overlap.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        Output of :func:`xr_anysat.embed`.
     polygons : GeoDataFrame or GeoSeries
         Polygons and multipolygons, in any CRS.
 
@@ -115,14 +115,14 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
         The same rows, index, columns and CRS, and besides:
 
         ``emb_000``, ``emb_001``, …
-            A column a channel, float32: the mean over the cells that were observed, or NaN.
+            One column per channel, float32: the mean over the cells that were observed, or NaN.
         ``cells``
-            How many cells of the cube have their centres in the polygon, or on its border.
+            Number of cells of the cube that have their centers in the polygon, or on its border.
         ``valid_share``
             Share of them that was observed; NaN if there is none.
         ``status``
-            ``"ok"``; ``"partial"``: some of the polygon lies beyond the cube; ``"outside"``: all of it, or there is no
-            geometry; ``"empty"``: no centre of a cell lies in it; ``"invalid"``: nothing was observed in it.
+            ``"ok"``; ``"partial"``: part of the polygon is outside the cube; ``"outside"``: all of it, or there is no
+            geometry; ``"empty"``: no center of a cell lies in it; ``"invalid"``: nothing was observed in it.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
         raise OptionError(
-            f"{what}: {', '.join(others)} among them, wanted {' or '.join(kinds)} alone; {hint}"
+            f"{what}: {', '.join(others)} among them, expected {' or '.join(kinds)} alone; {hint}"
         )
     crs = geobox.crs
     if (crs is None) != (given.crs is None):
@@ -193,7 +193,7 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
 
 
 def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings at points, (n, D), NaN where there is none; and ok, outside or invalid for each, (n,) str."""
+    """Embeddings at points, (n, D), NaN if there is none; and the status of each (ok, outside, invalid), (n,) str."""
     rows, cols, inside = cells_at(emb, points, call)
     values = np.full((len(points), emb.sizes["D"]), np.nan, emb.dtype)
     values[inside] = vectors(emb, rows[inside], cols[inside])
@@ -203,12 +203,12 @@ def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarr
 
 
 def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
-    """Mean embedding (D,) float64 of the cells that points lie in, or whose centres lie in polygons, each once.
+    """Mean embedding (D,) float64 of the cells that points lie in, or whose centers lie in polygons, each once.
 
     Raises
     ------
     OptionError
-        If a point lies beside the cube, or something of all this was not observed at all.
+        If a point is outside the cube, or a point or all polygons together were not observed.
     """
     geopandas = import_optional("geopandas", call)
     geobox = require_grid(emb, call)
@@ -217,18 +217,18 @@ def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
         place = geopandas.GeoSeries([place], crs=crs)
     shapes = as_geodataframe(place, "to", call).geometry
     extent = ", ".join(f"{v:.9g}" for v in geobox.boundingbox.bbox)
-    mend = f"wanted places within the cube, (left, bottom, right, top) = ({extent}) in its CRS, that were observed"
+    remedy = f"expected places within the cube, (left, bottom, right, top) = ({extent}) in its CRS, that were observed"
     if (shapes.geom_type == "Point").any():
         rows, cols, inside = cells_at(emb, shapes, call)
         if not inside.all():
             raise OptionError(
-                f"to: {int((~inside).sum())} of {len(shapes)} points lie outside of the cube; {mend}"
+                f"to: {int((~inside).sum())} of {len(shapes)} points are outside the cube; {remedy}"
             )
         found = vectors(emb, *np.unique([rows, cols], axis=1)).astype(np.float64)
         there = observed(found.T)
         if not there.all():
             raise OptionError(
-                f"to: nothing was observed at {int((~there).sum())} of {len(shapes)} points; {mend}"
+                f"to: nothing was observed at {int((~there).sum())} of {len(shapes)} points; {remedy}"
             )
         return found.sum(0) / len(found)
     shapes = in_crs_of(geobox, shapes, POLYGONS, "to")
@@ -237,9 +237,9 @@ def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
         seen = (
             f"nothing was observed in its {cells[0]} cells"
             if cells[0]
-            else "no cell of the cube has its centre in it"
+            else "no cell of the cube has its center in it"
         )
-        raise OptionError(f"to: {seen}; {mend}")
+        raise OptionError(f"to: {seen}; {remedy}")
     return sums[0] / valid[0]
 
 
@@ -258,7 +258,7 @@ def cells_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarra
 def vectors(emb: xr.DataArray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """The embeddings (n, D) of cells; of a lazy cube the chunks that hold them are computed."""
     picked = emb.variable.isel(y=xr.Variable("cell", rows), x=xr.Variable("cell", cols))
-    # how sums are rounded depends on how numbers lie in memory
+    # the rounding of sums depends on the memory layout
     return np.ascontiguousarray(picked.transpose("cell", "D").values)
 
 
@@ -322,7 +322,7 @@ def _blocks_met(geobox: GeoBox, shapes: Sequence[Any]) -> dict[tuple[int, int], 
 def _block_sums(
     values: np.ndarray, ys: np.ndarray, xs: np.ndarray, shapes: Iterable[Any]
 ) -> list[tuple[np.ndarray, int, int]]:
-    """Sum (D,), cells and observed cells of each polygon in a block (D, h, w) whose centres are at `ys` and `xs`."""
+    """Sum (D,), cells and observed cells of each polygon in a block (D, h, w) whose centers are at `ys` and `xs`."""
     import shapely
 
     there = observed(values)
@@ -349,20 +349,20 @@ def as_geodataframe(given: Any, what: str, call: str) -> GeoDataFrame:
         return given.to_frame("geometry" if given.name is None else given.name)
     if not isinstance(given, geopandas.GeoDataFrame) or given.active_geometry_name is None:
         raise OptionError(
-            f"{what}: a {type(given).__name__}, wanted a GeoDataFrame or GeoSeries; of a table with coordinates, "
+            f"{what}: a {type(given).__name__}, expected a GeoDataFrame or GeoSeries; of a table with coordinates, "
             "geopandas.GeoDataFrame(table, geometry=geopandas.points_from_xy(table.lon, table.lat), crs='EPSG:4326')"
         )
     return given
 
 
 def _names(emb: xr.DataArray) -> list[str]:
-    """Names of a column a channel."""
+    """Names of the columns, one per channel."""
     digits = max(3, len(str(emb.sizes["D"] - 1)))
     return [f"emb_{i:0{digits}d}" for i in range(emb.sizes["D"])]
 
 
 def _check_new_columns(frame: GeoDataFrame, names: list[str], what: str) -> list[str]:
-    """`names`, if the table has no columns of them."""
+    """Return `names`, if the table has no columns with these names."""
     taken = [name for name in names if name in frame.columns]
     if taken:
         shown = ", ".join(map(repr, taken[:3])) + (", …" if len(taken) > 3 else "")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
-    """Refuse cubes whose cells are not the same.
+    """Refuse cubes on different grids.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
             here, there = (each[dim].values if dim in each.coords else None for each in (emb, other))
             if (here is None) != (there is None):
                 differs.append(f"{dim!r} coordinates of one only")
-            elif here is not None and there is not None and not _same_places(here, there):
+            elif here is not None and there is not None and not _same_coordinates(here, there):
                 differs.append(
                     f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other"
                 )
@@ -44,8 +44,8 @@ def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
         )
 
 
-def _same_places(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether coordinates are the same but for a thousandth of a cell."""
+def _same_coordinates(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether coordinates are equal to a thousandth of a cell."""
     if a.dtype.kind not in "iuf" or b.dtype.kind not in "iuf":
         return bool((a == b).all())
     step = abs(float(a[1]) - float(a[0])) if a.size > 1 else 1.0
@@ -53,7 +53,7 @@ def _same_places(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def grid_of(array: xr.DataArray) -> GeoBox | None:
-    """Grid of a cube, with or without a CRS; None where its coordinates are none."""
+    """The grid of a cube, with or without a CRS; None if its coordinates define no grid."""
     import odc.geo.xr  # noqa: F401 (registers .odc)
 
     geobox: GeoBox | None = array.odc.geobox
@@ -65,7 +65,7 @@ TRANSFORM = "GeoTransform"
 
 
 def with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.DataArray:
-    """The cube with another transform in its ``spatial_ref``, if there is one to have it."""
+    """Replace the transform in the ``spatial_ref`` of a cube, if the cube has this coordinate."""
     from odc.geo.xr import xr_coords
 
     if transform is not None and not isinstance(transform, str):
@@ -95,12 +95,12 @@ def crs_title(crs: Any) -> str:
 
 
 def require_grid(emb: xr.DataArray, call: str) -> GeoBox:
-    """The grid of a cube whose coordinates tell where its cells lie.
+    """The grid of a cube whose coordinates define where its cells are.
 
     Raises
     ------
     CubeError
-        If they do not.
+        If its coordinates do not define them.
     """
     for dim in ("y", "x"):
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
@@ -108,14 +108,14 @@ def require_grid(emb: xr.DataArray, call: str) -> GeoBox:
         if not values.size or (steps.size and np.abs(steps - steps[0]).max() > 1e-3 * abs(steps[0])):
             what = "are not evenly spaced" if values.size else "are not there"
             raise CubeError(
-                f"{call}: the {dim!r} coordinates {what}, so where its cells lie is not known. Crop without gaps, "
+                f"{call}: the {dim!r} coordinates {what}, so the position of its cells is unknown. Crop without gaps, "
                 "emb.isel(y=slice(0, 100)), or embed a cube with coordinates"
             )
     geobox = grid_of(emb)
     if geobox is None:
         raise CubeError(
             f"{call}: coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells, and no transform in 'spatial_ref', do "
-            "not tell how large cells are: crop more of the cube, or copy it from the embedding this one was made of, "
+            "not define the size of cells: crop more of the cube, or copy it from the original embedding, "
             "emb.assign_coords(spatial_ref=embedding.spatial_ref)"
         )
     return geobox

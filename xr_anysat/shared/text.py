@@ -7,14 +7,14 @@ from itertools import pairwise
 
 
 def physical_memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not tell (Windows)."""
+    """Bytes of this machine's memory; None where the system does not report it (Windows)."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in words.
+    """Format a number of bytes.
 
     Examples
     --------
@@ -25,7 +25,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_si(value: float, unit: str, step: int = 1000) -> str:
-    """Three digits of `value`, and its `unit` with a prefix for thousands, or for 1024s.
+    """Format `value` with three digits, and `unit` with a prefix for powers of 1000, or of 1024.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def format_si(value: float, unit: str, step: int = 1000) -> str:
 
 
 def format_counts(counts: tuple[int, int]) -> str:
-    """Rows and columns as text.
+    """Format the numbers of rows and columns.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def format_counts(counts: tuple[int, int]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words, to two units.
+    """Format a duration in seconds, in two units.
 
     Examples
     --------
