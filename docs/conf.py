@@ -1,4 +1,4 @@
-"""How sphinx builds the documentation: ``make docs``."""
+"""How Sphinx builds the documentation: ``make docs``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import sphinx_autosummary_accessors
 
-import xr_anysat  # the accessor, and the version
+import xr_anysat  # registers the accessor; has the version
 
 HERE = Path(__file__).parent
 
-# sphinx takes pages from this folder alone: notebooks are copied into it, with links that hold there
+# Sphinx reads pages only from this folder: copy the notebooks into it and adapt their links
 (HERE / "notebooks").mkdir(exist_ok=True)
 for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
     (HERE / "notebooks" / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
@@ -33,12 +33,12 @@ html_theme = "furo"
 html_title = "xr_anysat"
 
 myst_heading_anchors = 3
-# notebooks are kept without outputs: they are run where they have changed
+# notebooks are stored without outputs: changed ones are run
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 
 autosummary_generate = True
-autodoc_typehints = "none"  # docstrings say it in words
+autodoc_typehints = "none"  # docstrings describe types in words
 numpydoc_show_class_members = False
