@@ -18,7 +18,7 @@ import xr_anysat
 pytestmark = pytest.mark.slow
 
 QUICK = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
