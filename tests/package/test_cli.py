@@ -197,14 +197,14 @@ def test_forms_of_a_bbox(capsys, form):
     """Negative longitudes too; told by the refusal of one that is upside down."""
     assert main(["plan", *form, "--datetime", "2022"]) == 2
     assert (
-        "error: bbox=(-3.8, 40.5, -3.6, 40.3): wanted (west, south, east, north)" in capsys.readouterr().err
+        "error: bbox=(-3.8, 40.5, -3.6, 40.3): expected (west, south, east, north)" in capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize("form", [("--point", "-3.7", "-95"), ("--point", "-3.7,-95"), ("--point=-3.7,-95",)])
 def test_forms_of_a_point(capsys, form):
     assert main(["plan", *form, "--buffer", "100"]) == 2
-    assert "error: point=(-3.7, -95.0): wanted (lon, lat)" in capsys.readouterr().err
+    assert "error: point=(-3.7, -95.0): expected (lon, lat)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_forms_of_a_point(capsys, form):
         (["plan", "--bbox", "1", "2", "3"], "requires 4 arguments"),
         (["plan", "--bbox=1,2,3,x"], "Invalid value for '--bbox'"),
         (["plan", "--frames", "many"], "Invalid value for '--frames': Value error, 'many' is neither a number nor all"),
-        (["plan"], "no area given: wanted one of bbox="),
+        (["plan"], "no area given: expected one of bbox="),
         (["plan", *NOWHERE, "--bbox=1,2,3,4"], "bbox and point given"),
-        (["plan", *NOWHERE, "--max-cloud", "300"], "max_cloud=300.0: wanted percent"),
+        (["plan", *NOWHERE, "--max-cloud", "300"], "max_cloud=300.0: expected percent"),
         (["embed", *NOWHERE, "--out", ""], "store='': wanted a path"),
         (["embed", *NOWHERE, "--out", "x", "--codec", "int9"], "codec='int9': wanted"),
         (["embed", *NOWHERE, "--out", "x", "--norm", "none.json"], "norm='none.json' cannot be read"),

@@ -177,7 +177,7 @@ class ItemReader:
         ):
             raise OptionError(
                 f"mask={self.source.masking.name} returned {type(left_out).__name__} {dims} of "
-                f"{getattr(left_out, 'dtype', None)}: wanted a DataArray (time, y, x) of bool, True where a pixel "
+                f"{getattr(left_out, 'dtype', None)}: expected a DataArray (time, y, x) of bool, True where a pixel "
                 "is to be left out"
             )
         result: np.ndarray = left_out.transpose(..., "y", "x").values.reshape(geobox.shape)

@@ -192,24 +192,24 @@ def _check_options(
     max_cloud: float | None,
 ) -> None:
     if not (mask is None or callable(mask) or (isinstance(mask, str) and mask == "scl")):
-        raise OptionError(f"{mask=}: wanted 'scl', None, or a callable that takes a Dataset")
+        raise OptionError(f"{mask=}: expected 'scl', None, or a callable that takes a Dataset")
     if isinstance(mask_assets, str) or (mask_assets and not callable(mask)):
-        raise OptionError(f"{mask_assets=}: wanted a list of assets' keys, for a callable mask= to look at")
+        raise OptionError(f"{mask_assets=}: expected a list of assets' keys, for a callable mask= to look at")
     classes = None if isinstance(scl_invalid, str) else list(scl_invalid)
     if classes is None or not all(is_number(c) and 0 <= c <= 11 and c == int(c) for c in classes):
-        raise OptionError(f"{scl_invalid=}: wanted a list of classes, 0 to 11")
+        raise OptionError(f"{scl_invalid=}: expected a list of classes, 0 to 11")
     if mask != "scl" and tuple(scl_invalid) != SCL_INVALID:
         raise OptionError(f"{scl_invalid=} has no meaning with {mask=}: it is for mask='scl'")
     if not is_number(dilate_m) or dilate_m < 0:
-        raise OptionError(f"{dilate_m=}: wanted metres, 0 or more")
+        raise OptionError(f"{dilate_m=}: expected metres, 0 or more")
     if dilate_m and mask is None:
         raise OptionError(f"{dilate_m=} has no meaning with {mask=}: there is nothing to grow")
     if not (isinstance(harmonize, bool | np.bool_) or is_number(harmonize)) and harmonize != "auto":
-        raise OptionError(f"{harmonize=}: wanted 'auto', True, False or digital numbers to subtract")
+        raise OptionError(f"{harmonize=}: expected 'auto', True, False or digital numbers to subtract")
     if on_error not in ("raise", "invalid"):
-        raise OptionError(f"{on_error=}: wanted 'raise' or 'invalid'")
+        raise OptionError(f"{on_error=}: expected 'raise' or 'invalid'")
     if max_cloud is not None and not (is_number(max_cloud) and 0 <= max_cloud <= 100):
-        raise OptionError(f"{max_cloud=}: wanted percent, 0 to 100, or None for any")
+        raise OptionError(f"{max_cloud=}: expected percent, 0 to 100, or None for any")
 
 
 def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
@@ -217,7 +217,7 @@ def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
     whole = all(is_whole_number(n, -1) and n != 0 for n in sizes.values())
     if not whole or not set(sizes) <= {"y", "x"}:
         raise OptionError(
-            f"{chunks=}: wanted pixels, or {{'y': pixels, 'x': pixels}}; along time a chunk is a date"
+            f"{chunks=}: expected pixels, or {{'y': pixels, 'x': pixels}}; along time a chunk is a date"
         )
     return {"y": CHUNK, "x": CHUNK, **sizes}
 
@@ -233,7 +233,7 @@ def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
         items = None if isinstance(catalog, Mapping | pystac.Item) else list(catalog)
         if items is None or not all(isinstance(i, pystac.Item) for i in items):
             raise OptionError(
-                f"catalog={str(catalog)[:80]!r}: wanted a name, a URL, a pystac ItemCollection or a list of Items"
+                f"catalog={str(catalog)[:80]!r}: expected a name, a URL, a pystac ItemCollection or a list of Items"
             )
         if collections is not None:
             raise OptionError(
@@ -248,10 +248,10 @@ def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
         chosen = Catalog(catalog, known[0] if known else ())
     else:
         raise OptionError(
-            f"{catalog=}: wanted one of {', '.join(map(repr, CATALOGS))}, the URL of a STAC API, or items"
+            f"{catalog=}: expected one of {', '.join(map(repr, CATALOGS))}, the URL of a STAC API, or items"
         )
     if isinstance(collections, str):
-        raise OptionError(f"{collections=}: wanted a list of collections")
+        raise OptionError(f"{collections=}: expected a list of collections")
     return chosen if collections is None else replace(chosen, collections=tuple(collections))
 
 
@@ -271,19 +271,21 @@ def _geobox(
     given = [n for n, v in (("bbox", bbox), ("intersects", intersects), ("point", point)) if v is not None]
     if len(given) != 1:
         raise OptionError(
-            f"{' and '.join(given) or 'no area'} given: wanted one of bbox=, intersects= and point= with buffer_m="
+            f"{' and '.join(given) or 'no area'} given: expected one of bbox=, intersects= and point= with buffer_m="
         )
     if (buffer_m is None) != (point is None) or (buffer_m is not None and not 0 < buffer_m < math.inf):
-        raise OptionError(f"{point=} and {buffer_m=}: wanted a (lon, lat) and the metres around it")
+        raise OptionError(f"{point=} and {buffer_m=}: expected a (lon, lat) and the metres around it")
     if bbox is not None:
-        west, south, east, north = _degrees(bbox, 4, f"{bbox=}: wanted (west, south, east, north) in degrees")
+        west, south, east, north = _degrees(
+            bbox, 4, f"{bbox=}: expected (west, south, east, north) in degrees"
+        )
         if west > east:
             raise OptionError(
                 f"{bbox=} crosses the antimeridian (west > east): a cube has one grid, open the two sides on their own"
             )
         area = box(west, south, east, north, "EPSG:4326")
     elif point is not None:
-        lon, lat = _degrees(point, 2, f"{point=}: wanted (lon, lat) in degrees")
+        lon, lat = _degrees(point, 2, f"{point=}: expected (lon, lat) in degrees")
         area = point_at(lon, lat, "EPSG:4326")
     else:
         area = _geometry(intersects)
@@ -303,7 +305,7 @@ def _geobox(
         right, bottom = left + side, top - side
     if not right > left or not top > bottom:
         raise OptionError(
-            f"{given[0]}={str(bbox or intersects)[:80]} has no extent: wanted an area, or point= with buffer_m="
+            f"{given[0]}={str(bbox or intersects)[:80]} has no extent: expected an area, or point= with buffer_m="
         )
     geobox = GeoBox(
         (top - bottom, right - left), Affine(PIXEL, 0, left * PIXEL, 0, -PIXEL, top * PIXEL), grid
@@ -316,17 +318,17 @@ def _geobox(
     return geobox
 
 
-def _degrees(values: Sequence[float], n: int, wanted: str) -> tuple[float, ...]:
+def _degrees(values: Sequence[float], n: int, expected: str) -> tuple[float, ...]:
     """Longitudes and latitudes in turn."""
     try:
         numbers = tuple(float(v) for v in values)
     except (TypeError, ValueError) as error:
-        raise OptionError(wanted) from error
+        raise OptionError(expected) from error
     lons, lats = numbers[::2], numbers[1::2]
     if len(numbers) != n or not all(abs(v) <= 180 for v in lons) or not all(abs(v) <= 90 for v in lats):
-        raise OptionError(wanted)
+        raise OptionError(expected)
     if n == 4 and not (numbers[1] < numbers[3] and numbers[0] != numbers[2]):
-        raise OptionError(wanted)
+        raise OptionError(expected)
     return numbers
 
 
@@ -335,7 +337,7 @@ def _geometry(intersects: Any) -> Geometry:
     from odc.geo.geom import Geometry, unary_union
 
     shape = getattr(intersects, "__geo_interface__", intersects)
-    wanted = f"intersects={str(intersects)[:80]!r}: wanted a GeoJSON geometry in degrees"
+    expected = f"intersects={str(intersects)[:80]!r}: expected a GeoJSON geometry in degrees"
     try:
         features = shape["features"] if shape["type"] == "FeatureCollection" else [shape]
         shapes = [f["geometry"] if f["type"] == "Feature" else f for f in features]
@@ -344,8 +346,8 @@ def _geometry(intersects: Any) -> Geometry:
         assert area is not None  # no feature at all
         box = area.boundingbox
     except Exception as error:
-        raise OptionError(wanted) from error
-    _degrees(box.bbox, 4, wanted)
+        raise OptionError(expected) from error
+    _degrees(box.bbox, 4, expected)
     return area
 
 
@@ -356,9 +358,9 @@ def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
     try:
         grid = CRS.utm(lon, lat) if crs == "utm" else CRS(f"EPSG:{crs}" if isinstance(crs, int) else crs)
     except Exception as error:
-        raise OptionError(f"{crs=}: wanted 'utm' or an EPSG code ({str(error)[:80]})") from error
+        raise OptionError(f"{crs=}: expected 'utm' or an EPSG code ({str(error)[:80]})") from error
     if grid.geographic or not all(u in ("metre", "meter", "m") for u in grid.units):
-        raise OptionError(f"{crs=}: wanted 'utm' or a projected CRS in metres")
+        raise OptionError(f"{crs=}: expected 'utm' or a projected CRS in metres")
     return grid
 
 
