@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def formula_checkpoint(folder: Path, size: str) -> Path:
 @cache
 def formula_model(size: str, precision: str | None = None) -> AnySat:
     """A model under the formula weights that the goldens were made with, as loaded or packed to be run."""
+    if precision is not None:
+        return copy.deepcopy(formula_model(size)).pack(precision)
     model = AnySat(size, sensors=("s2",)).eval()
     model.load_state_dict(
         {k: torch.from_numpy(weight(k, tuple(v.shape))) for k, v in model.state_dict().items()}
     )
-    return model if precision is None else model.pack(precision)
+    return model
