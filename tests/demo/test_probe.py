@@ -102,7 +102,7 @@ def test_refusals(store: Path, points: gpd.GeoDataFrame, tmp_path: Path) -> None
         probe.run(str(store), "nowhere.gpkg", "cover")
     points.to_file(tmp_path / "labels.gpkg")
     quick = {"model": "tiny", "weights": "random", "frames": 2, "tile": 8}
-    with pytest.raises(OptionError, match=r"column='kind': wanted one of \['cover'\]"):
+    with pytest.raises(OptionError, match=r"column='kind': expected one of \['cover'\]"):
         probe.run(str(store), str(tmp_path / "labels.gpkg"), "kind", **quick)
     away = gpd.GeoDataFrame({"cover": ["a"]}, geometry=[shapely.Point(0, 0)], crs=points.crs)
     away.to_file(tmp_path / "away.gpkg")

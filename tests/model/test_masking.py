@@ -218,14 +218,14 @@ def test_threads_share_a_model(model: AnySat, rng: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        ({"s2": (1, 2, 10, 4, 4)}, {}, r"inputs \['s2'\]: wanted 's2' .* and 's2_dates'"),
+        ({"s2": (1, 2, 10, 4, 4)}, {}, r"inputs \['s2'\]: expected 's2' .* and 's2_dates'"),
         ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2), "s1": (1, 2, 3, 4, 4)}, {}, "only the Sentinel-2 path"),
         ({"s2": (2, 10, 4, 4), "s2_dates": (1, 2)}, {}, r"'s2' of shape \(2, 10, 4, 4\)"),
-        ({"s2": (1, 2, 9, 4, 4), "s2_dates": (1, 2)}, {}, r"wanted \(B, T, 10, H, W\)"),
+        ({"s2": (1, 2, 9, 4, 4), "s2_dates": (1, 2)}, {}, r"expected \(B, T, 10, H, W\)"),
         ({"s2": (1, 2, 10, 5, 4), "s2_dates": (1, 2)}, {"patch_size": 20}, "multiples of 2"),
         ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 3)}, {}, r"'s2_dates' of shape \(1, 3\)"),
         ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2)}, {"patch_size": 25}, "multiple of 10"),
-        ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2)}, {"output": "grid"}, "wanted one of tile, patch"),
+        ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2)}, {"output": "grid"}, "expected one of tile, patch"),
     ],
 )
 def test_bad_inputs_of_the_module(model: AnySat, inputs: dict, options: dict, message: str) -> None:
@@ -235,5 +235,5 @@ def test_bad_inputs_of_the_module(model: AnySat, inputs: dict, options: dict, me
 
 
 def test_unknown_size() -> None:
-    with pytest.raises(ValueError, match="no AnySat of size 'huge'; wanted one of tiny, small, base"):
+    with pytest.raises(ValueError, match="no AnySat of size 'huge'; expected one of tiny, small, base"):
         AnySat("huge")

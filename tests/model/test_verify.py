@@ -94,7 +94,7 @@ def test_nan_and_other_shapes_fail(theirs):
 
 
 def test_a_folder_without_hubconf(tmp_path):
-    with pytest.raises(OptionError, match=r"has no hubconf.py; wanted the root of a checkout"):
+    with pytest.raises(OptionError, match=r"has no hubconf.py; expected the root of a checkout"):
         verify(tmp_path, weights="random", model="tiny")
 
 

@@ -154,9 +154,9 @@ def test_random_weights_are_named_by_their_recipe(given):
         ({"weights": ("random", -1)}, r"weights=\('random', -1\): expected a seed from 0"),
         ({"weights": ("random", True)}, r"expected a seed from 0 to 2\*\*63 - 1"),
         ({"weights": "random:x"}, r"weights='random:x': expected a seed"),
-        ({"device": "gpu"}, r"device='gpu': wanted 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"),
-        ({"device": "cuda:"}, r"device='cuda:': wanted"),
-        ({"device": 0}, r"device=0: wanted"),
+        ({"device": "gpu"}, r"device='gpu': expected 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"),
+        ({"device": "cuda:"}, r"device='cuda:': expected"),
+        ({"device": 0}, r"device=0: expected"),
         (
             {"precision": "float64"},
             r"precision='float64': expected one of 'float32', 'bfloat16', 'float16', 'int8'",
@@ -192,9 +192,9 @@ def test_a_missing_file_says_what_weights_takes():
     ("name", "content", "message"),
     [
         ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
-        ("a.pth", b"\n<!DOCTYPE html><html>" + b"x" * 200_000, "is a web page saved in place of the file"),
-        ("a.bin", b"PK\x03\x04" + b"x" * 1000, r"is only 1,004 bytes, wanted at least 100,000.*delete it"),
-        ("a.onnx", b"x" * 200_000, r"ends in '.onnx'; wanted .pth, .pt, .ckpt, .bin .* or .safetensors"),
+        ("a.pth", b"\n<!DOCTYPE html><html>" + b"x" * 200_000, "is a web page instead of the file"),
+        ("a.bin", b"PK\x03\x04" + b"x" * 1000, r"is only 1,004 bytes, expected at least 100,000.*delete it"),
+        ("a.onnx", b"x" * 200_000, r"ends in '.onnx'; expected .pth, .pt, .ckpt, .bin .* or .safetensors"),
     ],
 )
 def test_what_cannot_be_a_checkpoint_is_refused_before_it_is_loaded(tmp_path, name, content, message):
@@ -204,7 +204,7 @@ def test_what_cannot_be_a_checkpoint_is_refused_before_it_is_loaded(tmp_path, na
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(WeightsError, match="is a folder; wanted the checkpoint file in it"):
+    with pytest.raises(WeightsError, match="is a folder; expected the checkpoint file in it"):
         encoder_spec("tiny", tmp_path)
 
 
@@ -294,7 +294,9 @@ def test_code_is_refused_and_does_not_run(tmp_path, state, zipped):
     loaded = {"state_dict": state, "more": Code(mark)}
     torch.save(loaded, path, _use_new_zipfile_serialization=zipped)
     spec = encoder_spec("tiny", path)
-    message = r"holds code \((posix|nt).mkdir\), not only tensors.*torch.load\('a.pth', weights_only=False\)"
+    message = (
+        r"contains code \((posix|nt).mkdir\), not only tensors.*torch.load\('a.pth', weights_only=False\)"
+    )
     with pytest.raises(WeightsError, match=message):
         load_state(spec)
     assert not mark.exists()
@@ -304,14 +306,14 @@ def test_code_is_refused_and_does_not_run(tmp_path, state, zipped):
 
 def test_a_pickled_module_is_code(tmp_path):
     torch.save(anysat.AnySat("tiny"), tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"holds code \(xr_anysat.model.anysat.AnySat\)"):
+    with pytest.raises(WeightsError, match=r"contains code \(xr_anysat.model.anysat.AnySat\)"):
         load_state(encoder_spec("tiny", tmp_path / "a.pth"))
 
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript:UserWarning", "ignore::DeprecationWarning")
 def test_torchscript_is_code(tmp_path):
     torch.jit.script(torch.nn.Linear(200, 200)).save(tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=r"holds code \(a TorchScript program\)"):
+    with pytest.raises(WeightsError, match=r"contains code \(a TorchScript program\)"):
         load_state(encoder_spec("tiny", tmp_path / "a.pt"))
 
 
@@ -324,7 +326,9 @@ def test_a_truncated_torch_file(tmp_path, state, zipped):
     path = tmp_path / "a.pth"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     cut(path)
-    message = r"a.pth' \(150,000 bytes\) is damaged or cut short, or is no file of torch.save .*Get it again"
+    message = (
+        r"a.pth' \(150,000 bytes\) is damaged or cut short, or is not a file of torch.save .*copy it again"
+    )
     with pytest.raises(WeightsError, match=message):
         load_state(encoder_spec("tiny", path))
 
@@ -333,7 +337,9 @@ def test_a_truncated_safetensors_file(tmp_path, state):
     path = tmp_path / "a.safetensors"
     save_file(state, path)
     cut(path)
-    message = r"a.safetensors' \(150,000 bytes\) is damaged or cut short, or is no safetensors file .*again"
+    message = (
+        r"a.safetensors' \(150,000 bytes\) is damaged or cut short, or is not a safetensors file .*again"
+    )
     with pytest.raises(WeightsError, match=message):
         load_state(encoder_spec("tiny", path))
 
@@ -356,11 +362,11 @@ def edit(name, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop, r"18 of 293 tensors are missing \('projector_aerial.patch_embed.weight', .*, …\)\. Wanted"),
+        (drop, r"18 of 293 tensors are missing \('projector_aerial.patch_embed.weight', .*, …\)\. Expected"),
         (lambda s: s | {"b": torch.zeros(1), "a": torch.zeros(1)}, r"checkpoint: 2 are unknown \('b', 'a'\)"),
         (
             edit("cls_token", lambda t: t[..., :-1]),
-            r"checkpoint: 1 have another shape \('cls_token' \(1, 1, 31\), wanted \(1, 1, 32\)\)",
+            r"checkpoint: 1 have another shape \('cls_token' \(1, 1, 31\), expected \(1, 1, 32\)\)",
         ),
         (
             edit("cls_token", lambda t: t * float("nan")),
@@ -368,10 +374,10 @@ def edit(name, change):
         ),
         (
             edit("cls_token", lambda t: t.double()),
-            r"'cls_token' .* is torch.float64; wanted float32, float16",
+            r"'cls_token' .* is torch.float64; expected float32, float16",
         ),
-        (lambda s: s | {"epoch": 3}, r"holds 'epoch' beside or in place of tensors; wanted a state dict"),
-        (lambda s: list(s.values()), r"holds a list; wanted a state dict"),
+        (lambda s: s | {"epoch": 3}, r"holds 'epoch' besides or instead of tensors; expected a state dict"),
+        (lambda s: list(s.values()), r"holds a list; expected a state dict"),
         (
             lambda s: random_weights.random_state("small", 0),
             r"is a 'small' checkpoint, .*: pass model='small'",
@@ -431,7 +437,7 @@ def test_a_failed_conversion_leaves_nothing(checkpoint, state, cache, monkeypatc
         raise OSError("no space left")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.warns(AnySatWarning, match=r"could not be kept at .*no space left.*config.set\(cache_dir="):
+    with pytest.warns(AnySatWarning, match=r"could not be cached at .*no space left.*config.set\(cache_dir="):
         assert same(load_state(encoder_spec("tiny", checkpoint)), state)
     assert list(cache.iterdir()) == []
 
@@ -440,7 +446,7 @@ def test_an_unwritable_cache_folder_is_warned_about_only(tmp_path, checkpoint, s
     (tmp_path / "file").touch()
     with (
         config.set(cache_dir=str(tmp_path / "file" / "cache")),
-        pytest.warns(AnySatWarning, match="every process reads and checks the checkpoint anew"),
+        pytest.warns(AnySatWarning, match="every process reads and checks the checkpoint again"),
     ):
         assert same(load_state(encoder_spec("tiny", checkpoint)), state)
 
@@ -477,7 +483,7 @@ def test_a_damaged_converted_file_is_rebuilt(checkpoint, state, cache, damage):
 
 def test_a_converted_file_does_not_hide_the_wrong_size(checkpoint):
     load_state(encoder_spec("tiny", checkpoint))
-    with pytest.raises(WeightsError, match=r"is a 'tiny' checkpoint, and model='small' was asked for"):
+    with pytest.raises(WeightsError, match=r"is a 'tiny' checkpoint, and model='small' was requested"):
         load_state(encoder_spec("small", checkpoint))
 
 
@@ -491,7 +497,7 @@ def test_writing_to_loaded_weights_leaves_the_file_alone(checkpoint, state):
 def test_a_file_that_changed_since_the_plan_is_refused(checkpoint, state):
     spec = encoder_spec("tiny", checkpoint)
     torch.save(state | {"cls_token": state["cls_token"] + 1}, checkpoint)
-    message = rf"not the one that this was planned with: its sha256 is \w+, wanted {spec.sha256}"
+    message = rf"has changed since the embedding was planned: its sha256 is \w+, expected {spec.sha256}"
     with pytest.raises(WeightsError, match=message):
         get_encoder(spec)
 
@@ -594,7 +600,7 @@ def test_a_failure_is_not_kept(checkpoint):
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = (
-        r"device='cuda' was asked for, but PyTorch .* sees only cpu.* Pass device='auto' or device='cpu'"
+        r"device='cuda' was requested, but PyTorch .* sees only cpu.* Pass device='auto' or device='cpu'"
     )
     with pytest.raises(DeviceError, match=message):
         get_encoder(encoder_spec("tiny", "random", device="cuda"))
@@ -658,7 +664,9 @@ def test_a_module_is_used_as_it_is_but_in_eval_mode():
 def test_a_module_that_is_gone():
     spec = encoder_spec(anysat.AnySat("tiny"))
     gc.collect()
-    with pytest.raises(WeightsError, match=r"passed as model is gone: keep a variable .*weights=PATH"):
+    with pytest.raises(
+        WeightsError, match=r"passed as model no longer exists: keep a reference .*weights=PATH"
+    ):
         get_encoder(spec)
 
 
@@ -674,14 +682,16 @@ def test_a_module_in_another_process():
 def test_a_module_elsewhere_than_asked_for():
     module = anysat.AnySat("tiny").to("meta")
     with pytest.raises(
-        DeviceError, match=r"is on 'meta', and device='cpu' was asked for. Call model.to\('cpu'\)"
+        DeviceError, match=r"is on 'meta', and device='cpu' was requested. Call model.to\('cpu'\)"
     ):
         get_encoder(encoder_spec(module, device="cpu"))
     assert get_encoder(encoder_spec(module)) is module
 
 
 def test_modules_that_are_no_anysat():
-    with pytest.raises(OptionError, match=r"a Linear with cls tokens of width none; wanted an AnySat module"):
+    with pytest.raises(
+        OptionError, match=r"a Linear with cls tokens of width none; expected an AnySat module"
+    ):
         encoder_spec(torch.nn.Linear(2, 2))
     with pytest.raises(OptionError, match=r"weights='random' and a module object as model"):
         encoder_spec(anysat.AnySat("tiny"), "random")
@@ -704,7 +714,7 @@ def test_load_model_reads_the_options(checkpoint, state):
 
 
 def test_load_model_takes_names_only():
-    with pytest.raises(OptionError, match="model=AnySat: wanted one of 'tiny', 'small', 'base'"):
+    with pytest.raises(OptionError, match="model=AnySat: expected one of 'tiny', 'small', 'base'"):
         load_model(anysat.AnySat("tiny"))
 
 
@@ -726,7 +736,7 @@ def official(content):
     )
 
 
-SMALLEST = official_checkpoint.SMALLEST
+SMALLEST = official_checkpoint.MIN_FILE_BYTES
 FIND = f"""
     import json, time
     from xr_anysat.errors import WeightsError
@@ -773,8 +783,10 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path):
 def test_a_wrong_file_is_named_and_once_deleted_downloaded_again(hub, tmp_path):
     hub.files[KEY] = CONTENT[::-1]
     _, message = find(hub, tmp_path)
-    seen, wanted = hashlib.sha256(CONTENT[::-1]).hexdigest(), official(CONTENT)
-    assert f"its sha256 is {seen}, wanted {wanted.sha256_prefix}…{wanted.sha256_suffix}. Delete" in message
+    seen, expected = hashlib.sha256(CONTENT[::-1]).hexdigest(), official(CONTENT)
+    assert (
+        f"its sha256 is {seen}, expected {expected.sha256_prefix}…{expected.sha256_suffix}. Delete" in message
+    )
     Path(re.search(r"Delete '([^']+)'", message).group(1)).unlink()
     hub.files[KEY] = CONTENT
     path, _ = find(hub, tmp_path)
@@ -796,7 +808,7 @@ def test_no_download_says_where_to_put_the_file(hub, tmp_path, status, env, caus
     assert path is None
     assert re.search(cause, message, re.S | re.I), message
     by_hand = tmp_path / "cache" / "AnySat.pth"
-    remedy = f"/resolve/main/models/AnySat.pth where that is possible and put it at {str(by_hand)!r}, or pass"
+    remedy = f"/resolve/main/models/AnySat.pth on a machine with a network and place it at {str(by_hand)!r}, or pass"
     assert remedy in message
     assert "weights=PATH (or XR_ANYSAT_WEIGHTS=PATH)" in message
 
@@ -816,7 +828,7 @@ def test_what_was_placed_by_hand_is_checked(cache, monkeypatch):
     with pytest.raises(WeightsError, match=r"is not the official checkpoint.*Delete '.*AnySat.pth' and call"):
         encoder_spec()
     placed.write_bytes(CONTENT[:1000])
-    with pytest.raises(WeightsError, match=r"is only 1,000 bytes, wanted at least 100,000"):
+    with pytest.raises(WeightsError, match=r"is only 1,000 bytes, expected at least 100,000"):
         encoder_spec()
 
 
@@ -850,7 +862,7 @@ def test_offline_is_a_truth_value():
     for given, value in {True: True, 0: False, "yes": True, "False": False}.items():
         with config.set(offline=given):
             assert official_checkpoint.offline() is value
-    with config.set(offline="maybe"), pytest.raises(OptionError, match=r"offline='maybe' .*wanted 1 or 0"):
+    with config.set(offline="maybe"), pytest.raises(OptionError, match=r"offline='maybe' .*expected 1 or 0"):
         official_checkpoint.offline()
 
 

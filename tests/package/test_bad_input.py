@@ -334,7 +334,7 @@ ROWS = [
     option("weights", None, "no official checkpoint of model='tiny'", WeightsError),
     option("weights", 3, "weights=3: expected None"),
     option("weights", ("random", -1), "expected a seed from 0"),
-    option("device", "tpu", "device='tpu': wanted 'auto', 'cpu', 'cuda'"),
+    option("device", "tpu", "device='tpu': expected 'auto', 'cpu', 'cuda'"),
     option(
         "precision",
         "float64",

@@ -569,7 +569,7 @@ def test_official_weights(tmp_path, monkeypatch, capsys):
             assert each in said
 
         placed = tmp_path / "AnySat.pth"
-        placed.write_bytes(b"PK" + bytes(checkpoint.SMALLEST))
+        placed.write_bytes(b"PK" + bytes(checkpoint.MIN_FILE_BYTES))
         found = checkpoint.file_sha256(placed)
         mine = replace(checkpoint.OFFICIAL, sha256_prefix=found[:8], sha256_suffix=found[-4:], min_bytes=1)
         monkeypatch.setattr(checkpoint, "OFFICIAL", mine)

@@ -142,11 +142,11 @@ def change(path: Path) -> None:
     [
         (
             vanish,
-            r"no weights file '.*mine.pth' on this machine. Nor has its cache folder '.*' \w{64}.safe.*",
+            r"no weights file '.*mine.pth' on this machine. Its cached copy \w{64}.safetensors is not in .*",
         ),
         (
             change,
-            r"mine.pth' is not the one that this was planned with: its sha256 is \w{64}, wanted \w{64}.*",
+            r"mine.pth' has changed since the embedding was planned: its sha256 is \w{64}, expected \w{64}.*",
         ),
     ],
     ids=["vanish", "change"],
@@ -285,7 +285,7 @@ def test_what_cannot_be_prepared(cluster: Cluster) -> None:
 
 def test_a_missing_device_is_said_with_the_worker(cluster: Cluster) -> None:
     before = cluster.client.run_on_scheduler(plugins)
-    message = r"2 of 2 workers cannot be prepared. tcp://.*: device='cuda:99' was asked for, but PyTorch"
+    message = r"2 of 2 workers cannot be prepared. tcp://.*: device='cuda:99' was requested, but PyTorch"
     with pytest.raises(DeviceError, match=message):
         prepare(cluster.client, encoder_spec("tiny", "random", "cuda:99"))
     assert cluster.client.run_on_scheduler(plugins) == before

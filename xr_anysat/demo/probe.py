@@ -145,7 +145,7 @@ def run(
     """
     if (cube is None) != (labels is None) or (labels is None) != (column is None):
         raise OptionError(
-            "cube, labels and column go together: wanted all three, or none for the made-up scene"
+            "cube, labels and column go together: expected all three, or none for the made-up scene"
         )
     import_optional("sklearn", "the probe")
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ def compare(
     names, codes = np.unique(labelled["label"].values, return_inverse=True)
     if len(names) < 2 or np.bincount(codes).min() < MIN_POINTS_PER_CLASS:
         raise CubeError(
-            f"{len(labelled)} observed cells of {len(names)} classes: wanted two classes at least, and "
+            f"{len(labelled)} observed cells of {len(names)} classes: expected two classes at least, and "
             f"{MIN_POINTS_PER_CLASS} cells of each; are the labels where the cube is?"
         )
     x, y = emb["x"].values[labelled["col"]], emb["y"].values[labelled["row"]]
@@ -299,7 +299,7 @@ def _cells_of(emb: xr.DataArray, truth: GeoDataFrame, column: str) -> pd.DataFra
     """The cells that labelled points lie in, or whose centres lie in labelled polygons."""
     frame = as_geodataframe(truth, "labels", "the probe")
     if column not in frame.columns:
-        raise OptionError(f"{column=}: wanted one of {[c for c in frame.columns if c != 'geometry']}")
+        raise OptionError(f"{column=}: expected one of {[c for c in frame.columns if c != 'geometry']}")
     frame = frame[frame[column].notna()]
     if set(frame.geom_type) <= set(POINTS):
         rows, cols, inside = cells_at(emb, frame.geometry, "the probe")

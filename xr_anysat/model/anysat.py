@@ -446,7 +446,7 @@ class AnySat(nn.Module):
     def __init__(self, size: str = "base", sensors: Iterable[str] = tuple(SENSORS)) -> None:
         super().__init__()
         if size not in SIZES:
-            raise OptionError(f"no AnySat of size {size!r}; wanted one of {', '.join(SIZES)}")
+            raise OptionError(f"no AnySat of size {size!r}; expected one of {', '.join(SIZES)}")
         self.size = SIZES[size]
         dim, depth, heads = self.size.dim, self.size.depth, self.size.heads
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -541,7 +541,7 @@ class AnySat(nn.Module):
         valid : Tensor, (N, s·s) bool, optional
             Pixels that have a token; the others are left out. None: all are valid.
         local, cls : bool
-            Which of the two results is wanted: what is not wanted is not computed.
+            Which of the two results to compute.
 
         Returns
         -------
@@ -590,7 +590,7 @@ class AnySat(nn.Module):
             The patches' tokens; meaningless where invalid.
         """
         b, p, q, dim = x.shape
-        code, queries, bias = self._of_a_window(p, q, side, origin)
+        code, queries, bias = self._window_constants(p, q, side, origin)
         *blocks, cross = self.blocks
 
         def run(part: slice) -> Tensor:
@@ -608,10 +608,10 @@ class AnySat(nn.Module):
         out = run_chunked(run, b, 1 + p * q, x, (1 + p * q, dim))
         return out[:, 0], out[:, 1:].unflatten(1, (p, q))
 
-    def _of_a_window(
+    def _window_constants(
         self, p: int, q: int, side: int, origin: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What all windows of one shape share: position codes, and queries and bias of the last block."""
+        """Compute what all windows of one shape share: position codes, and queries and bias of the last block."""
         key = (p, q, side, *origin)
         if self._shared is not None and key in self._shared:
             return self._shared[key]
@@ -702,7 +702,7 @@ class AnySat(nn.Module):
         x, doy, valid, side
             As `encode` takes them.
         local, cls : bool
-            Which of the two kinds of tokens is wanted.
+            Which of the two kinds of tokens to compute.
 
         Returns
         -------
@@ -768,23 +768,25 @@ class AnySat(nn.Module):
             If a tensor is missing, of another sensor, or of the wrong shape.
         """
         if patch_size != int(patch_size) or patch_size <= 0 or patch_size % 10:
-            raise OptionError(f"{patch_size=}: wanted a positive multiple of 10 (metres)")
+            raise OptionError(f"{patch_size=}: expected a positive multiple of 10 (metres)")
         if output not in OUTPUTS:
-            raise OptionError(f"{output=}: wanted one of {', '.join(OUTPUTS)}")
+            raise OptionError(f"{output=}: expected one of {', '.join(OUTPUTS)}")
         others = sorted(set(x) - {"s2", "s2_dates"})
         if others or not {"s2", "s2_dates"} <= set(x):
             raise CubeError(
-                f"inputs {sorted(x)}: wanted 's2' (B, T, 10, H, W) and 's2_dates' (B, T) and no other; "
+                f"inputs {sorted(x)}: expected 's2' (B, T, 10, H, W) and 's2_dates' (B, T) and no other; "
                 "only the Sentinel-2 path runs here, though the weights of all sensors are loaded"
             )
         s2, doy, side = x["s2"], x["s2_dates"], int(patch_size) // 10
         if s2.ndim != 5 or s2.shape[2] != SENSORS["s2"].channels or s2.shape[3] % side or s2.shape[4] % side:
             raise CubeError(
-                f"'s2' of shape {tuple(s2.shape)}: wanted (B, T, 10, H, W) with H and W multiples of {side} "
+                f"'s2' of shape {tuple(s2.shape)}: expected (B, T, 10, H, W) with H and W multiples of {side} "
                 f"(patch_size={patch_size} m is {side} pixels)"
             )
         if doy.shape not in ((s2.shape[1],), (s2.shape[0], s2.shape[1])):
-            raise CubeError(f"'s2_dates' of shape {tuple(doy.shape)}: wanted (B, T) = {tuple(s2.shape[:2])}")
+            raise CubeError(
+                f"'s2_dates' of shape {tuple(doy.shape)}: expected (B, T) = {tuple(s2.shape[:2])}"
+            )
         return self.encode(s2, doy, valid, side=side, output=output)
 
 

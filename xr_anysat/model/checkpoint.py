@@ -12,11 +12,11 @@ import platformdirs
 from xr_anysat.config import DEFAULTS, option
 from xr_anysat.errors import OptionError, WeightsError
 
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # what torch.save writes, by the names in use
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")  # usual suffixes of files of torch.save
 
 SAFE = ".safetensors"
 
-SMALLEST = 100_000  # bytes; no AnySat checkpoint is smaller
+MIN_FILE_BYTES = 100_000  # every AnySat checkpoint is larger
 
 PREPARE_HINT = (
     "On a dask cluster, xr_anysat.distributed.prepare(client, embedding) sends the weights to every worker."
@@ -25,17 +25,17 @@ PREPARE_HINT = (
 
 @dataclass(frozen=True)
 class Official:
-    """The published checkpoint, as far as it is known: its sha256 by both ends."""
+    """The published checkpoint. Only the two ends of its sha256 are known."""
 
     repo: str = "g-astruc/AnySat"
     filename: str = "models/AnySat.pth"
     model: str = "base"
     sha256_prefix: str = "ce124652"
     sha256_suffix: str = "3d4f"
-    min_bytes: int = 500_000_000  # it holds 504 MB
+    min_bytes: int = 500_000_000  # the file has 504 MB
 
     def has(self, sha256: str) -> bool:
-        """Whether `sha256` is its hash, as far as that is known."""
+        """Whether `sha256` agrees with the known ends of its hash."""
         return sha256.startswith(self.sha256_prefix) and sha256.endswith(self.sha256_suffix)
 
 
@@ -43,7 +43,7 @@ OFFICIAL = Official()
 
 
 def cache_dir() -> Path:
-    """Return the folder of converted and hand-placed checkpoints, option ``cache_dir``."""
+    """Return the folder of converted and manually placed checkpoints (option ``cache_dir``)."""
     given = option("cache_dir", DEFAULTS["cache_dir"])
     if given is None:
         return Path(platformdirs.user_cache_dir("xr_anysat"))
@@ -51,49 +51,49 @@ def cache_dir() -> Path:
 
 
 def offline() -> bool:
-    """Tell whether option ``offline`` forbids downloads; huggingface_hub minds its own HF_HUB_OFFLINE."""
+    """Whether option ``offline`` forbids downloads; huggingface_hub itself respects HF_HUB_OFFLINE."""
     given = option("offline", DEFAULTS["offline"])
     known = {"true": True, "yes": True, "on": True, "1": True}
     known |= {"false": False, "no": False, "off": False, "0": False, "": False}
     value = known.get(str(given).strip().lower())
     if value is None:
-        raise OptionError(f"offline={given!r} (XR_ANYSAT_OFFLINE): wanted 1 or 0, true or false")
+        raise OptionError(f"offline={given!r} (XR_ANYSAT_OFFLINE): expected 1 or 0, true or false")
     return value
 
 
 def check_file(
     path: Path,
-    smallest: int = SMALLEST,
+    min_bytes: int = MIN_FILE_BYTES,
     missing: str = "weights= takes a path, None (the official checkpoint), 'random' or ('random', seed).",
 ) -> None:
-    """Refuse what cannot be a checkpoint, by its name, size and first bytes."""
+    """Raise a WeightsError if a file cannot be a checkpoint, judged by its name, size and first bytes."""
     try:
         about = path.stat()
         if stat.S_ISDIR(about.st_mode):
-            raise WeightsError(f"weights={str(path)!r} is a folder; wanted the checkpoint file in it")
+            raise WeightsError(f"weights={str(path)!r} is a folder; expected the checkpoint file in it")
         with path.open("rb") as file:
             head = file.read(512)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"there is no weights file {str(path)!r} on this machine. {missing}") from None
     except OSError as error:
         raise WeightsError(
-            f"the weights file {str(path)!r} cannot be read: {error}. Mend that, or pass the path of "
+            f"the weights file {str(path)!r} cannot be read: {error}. Fix that, or pass the path of "
             "another copy as weights=PATH."
         ) from error
     if path.suffix.lower() not in (*PICKLED, SAFE):
         raise WeightsError(
-            f"weights={str(path)!r} ends in {path.suffix!r}; wanted {', '.join(PICKLED)} (a file of "
+            f"weights={str(path)!r} ends in {path.suffix!r}; expected {', '.join(PICKLED)} (a file of "
             f"torch.save) or {SAFE}. If it is one of them, rename it."
         )
     text = head.lstrip().lower()
     instead = None
     if text.startswith(b"version https://git-lfs"):
-        instead = "a Git LFS pointer that stands in for the file; run 'git lfs pull' where it was cloned"
+        instead = "a Git LFS pointer instead of the file; run 'git lfs pull' in the clone"
     elif text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        instead = "a web page saved in place of the file; download the file itself"
-    elif about.st_size < smallest:
+        instead = "a web page instead of the file; download the file itself"
+    elif about.st_size < min_bytes:
         instead = (
-            f"only {about.st_size:,} bytes, wanted at least {smallest:,}: the download was cut short; "
+            f"only {about.st_size:,} bytes, expected at least {min_bytes:,}: the download was cut short; "
             "delete it and download it again"
         )
     if instead is not None:
@@ -104,7 +104,7 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file, once a process for each state (size, time of change) of the file."""
+    """Hash a file; a process hashes it again only if its size or modification time has changed."""
     about = path.stat()
     key = (str(path), about.st_size, about.st_mtime_ns)
     if key not in _hashes:
@@ -114,45 +114,45 @@ def file_sha256(path: Path) -> str:
 
 
 def find_official() -> Path | None:
-    """Find what should be the official checkpoint on this machine: it is neither opened nor hashed.
+    """Find the official checkpoint on this machine, without opening or hashing it.
 
-    It is looked for as ``AnySat.pth`` in the cache folder (placed there by hand), then in the cache of
+    Looked up are ``AnySat.pth`` in the cache folder, where a user can place it, and then the cache of
     huggingface_hub.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    placed = _place_by_hand()
+    placed = manual_path()
     if placed.exists():
         return placed
     cached = try_to_load_from_cache(OFFICIAL.repo, OFFICIAL.filename)
-    # else None, or a mark that says that the repository has no such file
+    # otherwise None, or a sentinel for a file that the repository does not have
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _place_by_hand() -> Path:
-    """Where the official checkpoint can be put by hand."""
+def manual_path() -> Path:
+    """Where a user can place the official checkpoint."""
     return cache_dir() / Path(OFFICIAL.filename).name
 
 
 def official_path(download: bool = True) -> Path | None:
     """Find the official checkpoint on this machine, and check its size and sha256.
 
-    It is looked for by :func:`find_official`, and then, if `download`, on the hub.
+    It is looked up by :func:`find_official` and then, if `download`, on the hub.
 
     Parameters
     ----------
     download : bool
-        Whether to download it where it is missing.
+        Whether to download it if it is missing.
 
     Returns
     -------
     Path or None
-        None if it is not here and `download` is False.
+        None if it is not on this machine and `download` is False.
 
     Raises
     ------
     WeightsError
-        If the file is not the official one, or cannot be downloaded: the message says where to put it.
+        If the file is not the official one, or cannot be downloaded. The message says where to place it.
     """
     path = find_official()
     if path is None and download:
@@ -165,8 +165,8 @@ def _download() -> Path:
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     remedy = (
-        f"Download {hf_hub_url(OFFICIAL.repo, OFFICIAL.filename)} where that is possible and put it at "
-        f"{str(_place_by_hand())!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH). {PREPARE_HINT}"
+        f"Download {hf_hub_url(OFFICIAL.repo, OFFICIAL.filename)} on a machine with a network and place it at "
+        f"{str(manual_path())!r}, or pass its path as weights=PATH (or XR_ANYSAT_WEIGHTS=PATH). {PREPARE_HINT}"
     )
     if offline():
         raise WeightsError(
@@ -175,7 +175,7 @@ def _download() -> Path:
         )
     try:
         return Path(hf_hub_download(OFFICIAL.repo, OFFICIAL.filename, library_name="xr_anysat"))
-    except Exception as error:  # its own, or of whichever HTTP library it uses, or OSError of the disk
+    except Exception as error:  # of huggingface_hub, of its HTTP library, or an OSError of the disk
         cause = error.__cause__ or error
         raise WeightsError(
             f"the official checkpoint ({OFFICIAL.filename} of {OFFICIAL.repo}) could not be downloaded: "
@@ -188,10 +188,10 @@ def _check_official(path: Path) -> Path:
     check_file(path, OFFICIAL.min_bytes)
     seen = file_sha256(path)
     if not OFFICIAL.has(seen):
-        # In the hub's cache `path` is a link. What has to go is the file behind it: with the link
-        # alone gone, the next download would link the same file again.
+        # In the hub's cache `path` is a link. The file behind it must be deleted: otherwise the next
+        # download would link the same file again.
         raise WeightsError(
-            f"{str(path)!r} is not the official checkpoint: its sha256 is {seen}, wanted "
+            f"{str(path)!r} is not the official checkpoint: its sha256 is {seen}, expected "
             f"{OFFICIAL.sha256_prefix}…{OFFICIAL.sha256_suffix}. Delete {str(path.resolve())!r} and "
             f"call again to download it, or pass weights={str(path)!r} to use the file as it is."
         )

@@ -54,7 +54,7 @@ def multiply_adds(
     size : {"tiny", "small", "base"}
         The model's size.
     output : {"patch", "dense", "local", "tile", "all"}
-        What is asked for: `local` has no third stage.
+        Requested output: `local` has no third stage.
     dates : int
         Frames, all of them observed.
     side : int
@@ -86,10 +86,10 @@ def multiply_adds(
     temporal = dates * (mlp + scores + dim) + dim * dim
 
     tokens = side * side + 1  # [cls, pixels]
-    wanted = {"dense": tokens, "local": tokens - 1}.get(output, 1) if savings else tokens
+    queries = {"dense": tokens, "local": tokens - 1}.get(output, 1) if savings else tokens
     lookup = BUCKETS * dim // model.heads  # the position's bias of one query
-    spatial = (depth - 1) * _block(model, tokens, tokens) + _block(model, wanted, tokens)
-    spatial += ((depth - 1) * tokens + wanted) * lookup
+    spatial = (depth - 1) * _block(model, tokens, tokens) + _block(model, queries, tokens)
+    spatial += ((depth - 1) * tokens + queries) * lookup
     same = (
         3 * dim * dim * (patches - 1) if savings and depth > 1 else 0
     )  # the first block's cls token is projected once

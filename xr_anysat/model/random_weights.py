@@ -12,7 +12,7 @@ from xr_anysat.model.state_dict import state_shapes
 if TYPE_CHECKING:
     import torch
 
-RANDOM_WEIGHTS_VERSION = 1  # raise it when `random_state` changes
+RANDOM_WEIGHTS_VERSION = 1  # raise it if `random_state` changes
 
 
 def random_sha256(size: str, seed: int) -> str:
@@ -22,10 +22,10 @@ def random_sha256(size: str, seed: int) -> str:
 
 
 def random_state(size: str, seed: int, sensors: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    """Seeded random weights, each tensor a function of seed, name and shape alone.
+    """Make seeded random weights: each tensor depends only on the seed, its name and its shape.
 
-    So what an S2-only model gets is a part of what the whole model gets, and any machine and
-    version makes the same bits: NumPy keeps the raw stream of Philox fixed.
+    The weights of an S2-only model are therefore a subset of those of the whole model. They have the same
+    bits on every machine and with every version of NumPy, which guarantees the raw stream of Philox.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def random_state(size: str, seed: int, sensors: Collection[str] | None = None) -
     seed : int
         From 0 to 2**63 - 1.
     sensors : collection of str, optional
-        Sensors whose projectors are wanted; None is all eleven.
+        Sensors whose projectors are included; None means all eleven.
 
     Returns
     -------
     dict of str to Tensor
         float32, on the CPU. Linear and convolution weights are uniform with variance 1 / fan-in;
-        norm weights are near one and biases small, but no two are alike, so that a mistake in any of
-        them shows.
+        norm weights are near one and biases small, but no two are equal, so that a mistake in any of
+        them is visible in the results.
     """
     import torch
 
@@ -67,6 +67,6 @@ def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Any:
     count = int(np.prod(shape))
     key = np.array([seed, zlib.crc32(name.encode())], np.uint64)
     raw = np.random.Philox(key=key).random_raw((count + 1) // 2)
-    bits = raw.astype("<u8").view("<u4")[:count].astype(np.uint32)  # the same halves on any machine
+    bits = raw.astype("<u8").view("<u4")[:count].astype(np.uint32)  # the same byte order on any machine
     uniform = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
     return (np.float32(middle) + np.float32(spread) * uniform).reshape(shape)

@@ -1,4 +1,4 @@
-"""State dicts: read without running code, check every tensor, and cache the result."""
+"""State dicts: read them without running code, check every tensor, and cache the result."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 MODELS = tuple(SIZES)
 
-CONVERTER = "1"  # raise it when what `write_kept` writes changes: older files are then rebuilt
+CONVERTER = "1"
+"""Version of what `write_cached` writes. Raise it on a change; files of older versions are then rebuilt."""
 
 
 def state_shapes(size: str, sensors: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
-    """Tell the names and shapes of a size's state, of all sensors or of some."""
+    """Return the names and shapes of the state dict of a size, with the projectors of all or some sensors."""
     import torch
 
     from xr_anysat.model.anysat import AnySat
@@ -39,39 +40,39 @@ def state_shapes(size: str, sensors: Collection[str] | None = None) -> dict[str,
 
 
 def read_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file of `torch.save`, with the reader that makes tensors and nothing else."""
+    """Read the state dict in a file of `torch.save` with torch's safe reader, which creates only tensors."""
     import torch
 
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # only the newer format can be mapped
+        zipped = file.read(4) == b"PK\x03\x04"  # only the newer, zipped format can be mapped
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged file raises whatever its bytes happen to say
+    except Exception as error:  # a damaged file can raise anything
         script = "TorchScript" in str(error)
         if isinstance(error, pickle.UnpicklingError) or script:
             found = re.search(r"GLOBAL (\S+)", str(error))
             what = "a TorchScript program" if script else found.group(1) if found else "objects"
             raise WeightsError(
-                f"the weights file {str(path)!r} holds code ({what}), not only tensors. Reading it could "
-                "run anything, so it is refused. If you trust it, make a safe file of it: "
+                f"the weights file {str(path)!r} contains code ({what}), not only tensors. Reading it could "
+                "run any program, so it is refused. If you trust it, convert it to a safe file: "
                 f"state = torch.load({path.name!r}, weights_only=False), then "
                 "safetensors.torch.save_file(state['state_dict'], 'weights.safetensors'), and pass "
                 "weights='weights.safetensors'."
             ) from error
         raise WeightsError(
             f"the weights file {str(path)!r} ({path.stat().st_size:,} bytes) is damaged or cut short, or "
-            f"is no file of torch.save ({type(error).__name__}: {error}). Get it again."
+            f"is not a file of torch.save ({type(error).__name__}: {error}). Download or copy it again."
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping):
         raise WeightsError(
-            f"the weights file {str(path)!r} holds a {type(state).__name__}; wanted a state dict, or a "
+            f"the weights file {str(path)!r} holds a {type(state).__name__}; expected a state dict, or a "
             "dict with one under 'state_dict', as torch.save({'state_dict': model.state_dict()}, PATH) writes"
         )
     others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(
-            f"the weights file {str(path)!r} holds {_few(others)} beside or in place of tensors; wanted a "
+            f"the weights file {str(path)!r} holds {_few(others)} besides or instead of tensors; expected a "
             "state dict, or a dict with one under 'state_dict'"
         )
     return {str(name): tensor.detach() for name, tensor in state.items()}
@@ -87,15 +88,15 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"the weights file {str(path)!r} ({path.stat().st_size:,} bytes) is damaged or cut short, or "
-            f"is no safetensors file ({error}). Get it again."
+            f"is not a safetensors file ({error}). Download or copy it again."
         ) from error
 
 
 def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
     """Map the names of a state dict to the checkpoint's.
 
-    Upstream's hub module holds the model as ``.model`` and its spatial encoder once more, so that
-    its state dict has every name as ``model.<name>`` and ``spatial_encoder.<...>`` twice.
+    Upstream's hub module holds the model as ``.model`` and its spatial encoder a second time. Its state
+    dict has every name as ``model.<name>``, and the spatial encoder also as ``spatial_encoder.<...>``.
 
     Parameters
     ----------
@@ -105,8 +106,8 @@ def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        From name in the file to the checkpoint's name. The second copy of a tensor is left out;
-        what is not of the hub module keeps its name.
+        Name in the file to name in the checkpoint. Second copies are left out; names that are not those
+        of the hub module are unchanged.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def checked_state(raw: Mapping[str, torch.Tensor], size: str, path: Path) -> dict[str, torch.Tensor]:
-    """Copy the whole checkpoint to float32 tensors, if the file holds exactly that."""
+    """Check that a file holds exactly the whole checkpoint, and copy it to float32 tensors."""
     import torch
 
     new_names = checkpoint_names(raw)
@@ -141,44 +142,45 @@ def checked_state(raw: Mapping[str, torch.Tensor], size: str, path: Path) -> dic
     for name, tensor in found.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise WeightsError(
-                f"{name!r} in the weights file {str(path)!r} is {tensor.dtype}; wanted float32, float16 "
+                f"{name!r} in the weights file {str(path)!r} is {tensor.dtype}; expected float32, float16 "
                 "or bfloat16. Convert it with .float() and save it again."
             )
-        # A copy: the file may be overwritten in place by its owner while it is mapped.
+        # A copy, because the file may be overwritten in place while it is mapped.
         state[name] = tensor.to(torch.float32, copy=True).contiguous()
         if not torch.isfinite(state[name]).all():
             bad = int((~torch.isfinite(state[name])).sum())
             raise WeightsError(
                 f"{name!r} in the weights file {str(path)!r} holds {bad} values that are not finite; every "
-                "embedding would be NaN. Get the file again, or a checkpoint from before training diverged."
+                "embedding would be NaN. Download or copy the file again, or use a checkpoint from before "
+                "training diverged."
             )
     return state
 
 
 def _check_shapes(seen: Mapping[str, tuple[int, ...]], size: str, path: Path) -> None:
-    """Refuse names and shapes that are not exactly those of a size, naming what differs."""
-    wanted = state_shapes(size)
-    if seen == wanted:
+    """Raise a WeightsError that names the difference, unless names and shapes are exactly those of a size."""
+    expected = state_shapes(size)
+    if seen == expected:
         return
     for other in MODELS:
         if other != size and seen == state_shapes(other):
             raise WeightsError(
-                f"the weights file {str(path)!r} is a {other!r} checkpoint, and model={size!r} was asked "
-                f"for: pass model={other!r}"
+                f"the weights file {str(path)!r} is a {other!r} checkpoint, and model={size!r} was "
+                f"requested: pass model={other!r}"
             )
     faults = []
-    missing = [name for name in wanted if name not in seen]
+    missing = [name for name in expected if name not in seen]
     if missing:
-        faults.append(f"{len(missing)} of {len(wanted)} tensors are missing ({_few(missing)})")
-    unknown = [name for name in seen if name not in wanted]
+        faults.append(f"{len(missing)} of {len(expected)} tensors are missing ({_few(missing)})")
+    unknown = [name for name in seen if name not in expected]
     if unknown:
         faults.append(f"{len(unknown)} are unknown ({_few(unknown)})")
-    differing = [name for name in wanted if name in seen and seen[name] != wanted[name]]
+    differing = [name for name in expected if name in seen and seen[name] != expected[name]]
     if differing:
-        shapes = "; ".join(f"{name!r} {seen[name]}, wanted {wanted[name]}" for name in differing[:3])
+        shapes = "; ".join(f"{name!r} {seen[name]}, expected {expected[name]}" for name in differing[:3])
         faults.append(f"{len(differing)} have another shape ({shapes}{'; …' if len(differing) > 3 else ''})")
     raise WeightsError(
-        f"the weights file {str(path)!r} is not an AnySat {size!r} checkpoint: {', '.join(faults)}. Wanted "
+        f"the weights file {str(path)!r} is not an AnySat {size!r} checkpoint: {', '.join(faults)}. Expected "
         "the whole checkpoint, with the projectors of all sensors, as the state dict of load_model() has it."
     )
 
@@ -190,7 +192,7 @@ def _few(names: Collection[Any]) -> str:
 
 
 def cached_file(sha256: str) -> Path:
-    """Return where the checked tensors of a checkpoint are kept on this machine, if they are."""
+    """Return the path of the cached tensors of a checkpoint, which need not exist."""
     return cache_dir() / f"{sha256}{SAFE}"
 
 
@@ -201,9 +203,9 @@ def _crc32(tensor: torch.Tensor) -> int:
 
 
 def read_cached(
-    path: Path, sha256: str, wanted: Mapping[str, tuple[int, ...]]
+    path: Path, sha256: str, expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, torch.Tensor] | None:
-    """Map the wanted tensors of a kept file; None if there is none, it lacks some, or it is damaged."""
+    """Map the expected tensors of a cached file; None if it is missing, incomplete or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -212,17 +214,17 @@ def read_cached(
             if about.get("source_sha256") != sha256 or about.get("converter") != CONVERTER:
                 return None
             sums = json.loads(about["crc32"])
-            state = {name: file.get_tensor(name) for name in wanted}
+            state = {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if tuple(state[name].shape) != shape or _crc32(state[name]) != sums.get(name):
             return None
     return state
 
 
 def write_cached(state: Mapping[str, torch.Tensor], path: Path, sha256: str) -> None:
-    """Keep checked tensors for the next process; an OSError if they cannot be written."""
+    """Cache checked tensors for later processes; raise OSError if they cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -235,22 +237,22 @@ def write_cached(state: Mapping[str, torch.Tensor], path: Path, sha256: str) -> 
     with new_file(path) as draft:
         try:
             save_file(dict(state), draft, about)
-        except SafetensorError as error:  # what a full disk is to it
+        except SafetensorError as error:  # raised, for example, on a full disk
             raise OSError(str(error)) from error
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a draft to write: all of it under its final name in the end, or nothing.
+    """Yield the path of a temporary file, which is renamed to `path` if the block succeeds, else deleted.
 
-    The draft is in the same folder, so that the renaming is atomic, and has a name of its own, so that
-    processes do not meet.
+    The temporary file is in the same folder, so that renaming is atomic, and has a unique name, so that
+    processes do not disturb each other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
     try:
         yield draft
-        # some writers make it private; whoever shares the folder may share what is in it
+        # some writers make the file private; give it the read and write permissions of the folder
         draft.chmod(stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
         os.replace(draft, path)
     finally:

@@ -157,13 +157,13 @@ def _repository(repo: str | PathLike[str]) -> tuple[str, str]:
     if folder.is_dir():
         if not (folder / "hubconf.py").is_file():
             raise OptionError(
-                f"repo={str(folder)!r} has no hubconf.py; wanted the root of a checkout of upstream's "
+                f"repo={str(folder)!r} has no hubconf.py; expected the root of a checkout of upstream's "
                 "repository (gastruc/anysat)"
             )
         return str(folder.absolute()), "local"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", str(repo)):
         raise OptionError(
-            f"repo={str(repo)!r} is neither a folder on this machine nor owner/name on GitHub; wanted a "
+            f"repo={str(repo)!r} is neither a folder on this machine nor owner/name on GitHub; expected a "
             "checkout of upstream's repository, or 'gastruc/anysat'"
         )
     if offline():

@@ -1,12 +1,12 @@
-"""Weights: where they come from, how they are checked, and the one encoder that a process holds.
+"""Encoders: their specification, how their weights are loaded, and the one instance that a process holds.
 
 A graph carries an :class:`EncoderSpec`, never a module: a few hundred bytes that name the weights
-and pin their sha256. `encoder_spec` makes one without torch, `get_encoder` turns one into a module,
-once a process. In between, a checkpoint is read without running any code of it, every name, shape
-and value is accounted for, and what was read from a pickle is kept as a safetensors file in the
-cache folder, which the processes of a machine map and share. That file is named by the sha256 of the
-checkpoint it was made of, and is looked for before the checkpoint itself: so the weights that a spec
-pins are found on a machine that has only what `xr_anysat.distributed.prepare` put there.
+and their sha256. `encoder_spec` makes one without torch; `get_encoder` loads the module, once per
+process. A checkpoint is read without running any code in it, and every name, shape and value is
+checked. The tensors of a pickled checkpoint are then cached as a safetensors file, which the processes
+of a machine map and share. The cached file is named by the sha256 of its checkpoint and is
+looked up before the checkpoint itself. A worker that has only the file that
+`xr_anysat.distributed.prepare` sent therefore finds its weights.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
-ENCODED = ("s2",)  # the sensors that `get_encoder` has the projectors of
+ENCODED = ("s2",)
+"""Sensors whose projectors `get_encoder` loads."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which encoder, on which device: what a dask graph carries in place of a module.
+    """Which encoder, on which device; a dask graph carries this instead of a module.
 
     Attributes
     ----------
@@ -86,21 +87,21 @@ class EncoderSpec:
 def encoder_spec(
     model: Any = "base", weights: Any = None, device: str = "auto", precision: str = "float32"
 ) -> EncoderSpec:
-    """Name an encoder, checking all that can be checked without loading it (and without torch).
+    """Specify an encoder, and check everything that needs neither torch nor the weights' contents.
 
     Parameters
     ----------
     model : {"base", "small", "tiny"} or torch.nn.Module
-        A size, or a module that is called as upstream's hub module is. A module stays in this
-        process, and has to be kept alive by its owner.
+        A size, or a module with the call signature of upstream's hub module. A module stays in this
+        process, and the caller must keep it alive.
     weights : None, path, "random" or ("random", seed)
-        None or ``"official"`` is the published checkpoint. A path is a file of `torch.save` or of
-        safetensors that holds the whole checkpoint of that size; it is hashed here.
+        None or ``"official"`` is the published checkpoint. A path is a file of `torch.save` or
+        safetensors with the whole checkpoint of that size; it is hashed here.
     device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<n>"`` or ``"mps"``. Whether it is there is known
-        where the encoder runs.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<n>"`` or ``"mps"``. Whether the device exists is
+        checked where the encoder runs.
     precision : {"float32", "bfloat16", "float16", "int8"}
-        What products of matrices are computed in; ``"int8"`` is for CPUs, and not for a module.
+        Precision of matrix products; ``"int8"`` is for CPUs, and not for a module.
 
     Returns
     -------
@@ -122,9 +123,9 @@ def encoder_spec(
     ('random:7', 'db38df4b9c15')
     """
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise OptionError(f"{device=}: wanted 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'")
+        raise OptionError(f"{device=}: expected 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'")
     check_choice("precision", precision, PRECISIONS)
-    # str() makes plain strings of the defaults in xr_anysat.config, which are a subclass
+    # the defaults in xr_anysat.config are a subclass of str; str() makes them plain
     device, precision = str(device), str(precision)
     if not isinstance(model, str):
         if weights is not None:
@@ -134,8 +135,8 @@ def encoder_spec(
             )
         if precision == "int8":
             raise OptionError(
-                f"{precision=} and a module object as model: a module's layers are its own, and only ours have "
-                "products in 8 bits. Pass model='base' with weights=PATH, or precision='bfloat16'"
+                f"{precision=} and a module object as model: only the layers of xr_anysat have products in 8 bits. "
+                "Pass model='base' with weights=PATH, or precision='bfloat16'"
             )
         return EncoderSpec(_size_of(model), _register(model), None, device, precision)
     check_choice("model", model, MODELS, ", or an AnySat module")
@@ -161,39 +162,39 @@ def _source(size: str, weights: Any) -> tuple[WeightsSource, str | None]:
 
 
 def weights_file(spec: EncoderSpec) -> Path:
-    """Find the file of an official or a path spec on this machine: still the one that the spec pins."""
+    """Find the file of an official or a file spec, and check that its hash is still that of the spec."""
     if spec.source.kind == "official":
         path = official_path()
-        assert path is not None  # it is downloaded, or that raised
+        assert path is not None  # it was downloaded, or an error was raised
     else:
         path = spec.source.path
-        kept = f"Nor has its cache folder {str(cache_dir())!r} {spec.sha256}{SAFE}, which is made of it."
-        check_file(path, missing=f"{kept} Put the file there. {PREPARE_HINT}")
+        cached = f"Its cached copy {spec.sha256}{SAFE} is not in {str(cache_dir())!r} either."
+        check_file(path, missing=f"{cached} Put the file there. {PREPARE_HINT}")
     seen = file_sha256(path)
     if spec.sha256 not in (None, seen):
         raise WeightsError(
-            f"the weights file {str(path)!r} is not the one that this was planned with: its sha256 is "
-            f"{seen}, wanted {spec.sha256}. Put the old file back, or make the embeddings anew with "
+            f"the weights file {str(path)!r} has changed since the embedding was planned: its sha256 is "
+            f"{seen}, expected {spec.sha256}. Put the old file back, or call embed again with "
             f"weights={str(path)!r}. {PREPARE_HINT}"
         )
     return path
 
 
 def with_known_hash(spec: EncoderSpec) -> EncoderSpec:
-    """Give an official spec the sha256 that it lacks where it was made before the checkpoint was there.
+    """Add the sha256 to an official spec that was created before the checkpoint was available.
 
-    A kept file that has the known ends of the official hash tells it, else the checkpoint itself, which
-    is downloaded if need be. Any other spec stays as it is.
+    It comes from the name of a cached file with the known ends of the official hash, or else from the
+    checkpoint itself, which is downloaded if necessary. Any other spec is returned unchanged.
     """
     if spec.source.kind != "official" or spec.sha256 is not None:
         return spec
-    kept = cache_dir().glob(f"{OFFICIAL.sha256_prefix}*{OFFICIAL.sha256_suffix}{SAFE}")
-    names = [path.stem for path in kept if len(path.stem) == 64]
+    cached = cache_dir().glob(f"{OFFICIAL.sha256_prefix}*{OFFICIAL.sha256_suffix}{SAFE}")
+    names = [path.stem for path in cached if len(path.stem) == 64]
     return replace(spec, sha256=names[0] if names else file_sha256(weights_file(spec)))
 
 
 def is_available_offline(spec: EncoderSpec) -> bool:
-    """Tell whether `get_encoder` finds the weights of a pinned spec without a network."""
+    """Whether `get_encoder` finds the weights of a spec with a known hash without a network."""
     if spec.source.kind == "random" or _key(spec) in _loaded or is_cached(spec):
         return True
     try:
@@ -209,54 +210,54 @@ def is_available_offline(spec: EncoderSpec) -> bool:
 
 
 def load_state(spec: EncoderSpec, sensors: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    """Load the float32 tensors that a spec names, all checked, under the checkpoint's names.
+    """Load and check the float32 tensors that a spec names, under the checkpoint's names.
 
     Parameters
     ----------
     spec : EncoderSpec
-        Of any source but a module.
+        Of any source except a module.
     sensors : collection of str, optional
-        Sensors whose projectors are wanted; None is all eleven.
+        Sensors whose projectors are included; None means all eleven.
 
     Returns
     -------
     dict of str to Tensor
-        On the CPU, read-only in spirit: they may be mapped from a file.
+        On the CPU. Do not write to them: they may be mapped from a file.
 
     Raises
     ------
     WeightsError
-        If the weights are not on this machine, or the file is changed, damaged, not exactly the
-        checkpoint of that size, or holds code or values that are not finite.
+        If the weights are not on this machine, or the file has changed, is damaged, is not exactly the
+        checkpoint of that size, or contains code or values that are not finite.
     """
     if spec.source.kind == "random":
         return random_state(spec.size, spec.source.seed, sensors)
     spec = with_known_hash(spec)
-    assert spec.sha256 is not None  # only a module has none
-    wanted = state_shapes(spec.size, sensors)
-    kept = read_cached(cached_file(spec.sha256), spec.sha256, wanted)
-    if kept is not None:
-        return kept
+    assert spec.sha256 is not None  # only a module has no hash
+    expected = state_shapes(spec.size, sensors)
+    cached = read_cached(cached_file(spec.sha256), spec.sha256, expected)
+    if cached is not None:
+        return cached
     path = weights_file(spec)
     if path.suffix.lower() == SAFE:
         state = checked_state(read_safetensors(path), spec.size, path)
-        return {name: state[name] for name in wanted}
+        return {name: state[name] for name in expected}
     state = checked_state(read_pickled(path), spec.size, path)
     try:
         write_cached(state, cached_file(spec.sha256), spec.sha256)
     except OSError as error:
         warn(
-            f"the converted weights could not be kept at {str(cached_file(spec.sha256))!r} ({error}), so every "
-            "process reads and checks the checkpoint anew. Set a folder that can be written: "
+            f"the converted weights could not be cached at {str(cached_file(spec.sha256))!r} ({error}), so every "
+            "process reads and checks the checkpoint again. Set a writable folder: "
             "xr_anysat.config.set(cache_dir=PATH) or XR_ANYSAT_CACHE_DIR=PATH."
         )
-    # Read back, so that the first process too maps what the others map.
-    kept = read_cached(cached_file(spec.sha256), spec.sha256, wanted)
-    return {name: state[name] for name in wanted} if kept is None else kept
+    # Read back, so that the first process maps the same file as the others.
+    cached = read_cached(cached_file(spec.sha256), spec.sha256, expected)
+    return {name: state[name] for name in expected} if cached is None else cached
 
 
 def is_cached(spec: EncoderSpec, path: Path | None = None) -> bool:
-    """Tell whether a file holds all tensors of a pinned spec's encoder; the kept one if not said."""
+    """Whether a file (default: the cached file) holds all tensors of the encoder of a spec with a known hash."""
     assert spec.sha256 is not None
     path = cached_file(spec.sha256) if path is None else path
     return read_cached(path, spec.sha256, state_shapes(spec.size, ENCODED)) is not None
@@ -266,7 +267,7 @@ def is_cached(spec: EncoderSpec, path: Path | None = None) -> bool:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Find the device that a spec's `device` is on this machine.
+    """Resolve the `device` of a spec to a device of this machine.
 
     Parameters
     ----------
@@ -276,12 +277,12 @@ def resolve_device(device: str) -> torch.device:
     Returns
     -------
     torch.device
-        With its index, where it is a GPU.
+        With its index if it is a GPU.
 
     Raises
     ------
     DeviceError
-        If it is not there.
+        If this machine does not have it.
 
     Examples
     --------
@@ -300,7 +301,7 @@ def resolve_device(device: str) -> torch.device:
         device = f"cuda:{torch.cuda.current_device()}"
     if device not in there:
         raise DeviceError(
-            f"device={device!r} was asked for, but PyTorch {torch.__version__} sees only "
+            f"device={device!r} was requested, but PyTorch {torch.__version__} sees only "
             f"{', '.join(there)} on this machine. Pass device='auto' or device='cpu'."
         )
     return torch.device(device)
@@ -308,11 +309,11 @@ def resolve_device(device: str) -> torch.device:
 
 _modules: weakref.WeakValueDictionary[WeightsSource, Any] = weakref.WeakValueDictionary()
 
-_registered: set[WeightsSource] = set()  # every source that `_register` gave out in this process
+_registered: set[WeightsSource] = set()  # every source that `_register` returned in this process
 
 
 def _size_of(module: Any) -> str:
-    """Tell the size of an AnySat module, ours or upstream's, by the width of its cls token."""
+    """Infer the size of an AnySat module, ours or upstream's, from the width of its cls token."""
     if not (callable(module) and callable(getattr(module, "state_dict", None))):
         check_choice("model", module, MODELS, ", or an AnySat module")  # always raises: it is no string
     widths = {
@@ -324,13 +325,13 @@ def _size_of(module: Any) -> str:
         if widths == {size.dim}:
             return name
     raise OptionError(
-        f"model is a {type(module).__name__} with cls tokens of width {sorted(widths) or 'none'}; wanted an "
+        f"model is a {type(module).__name__} with cls tokens of width {sorted(widths) or 'none'}; expected an "
         f"AnySat module, of width {', '.join(str(size.dim) for size in SIZES.values())}"
     )
 
 
 def _register(module: Any) -> WeightsSource:
-    """Give a module a `source`, a new one each time, for its weights may have changed in between."""
+    """Register a module under a new `source` each time, because its weights may have changed since."""
     source = WeightsSource("module", uuid.uuid4().hex)
     _modules[source] = module
     _registered.add(source)
@@ -341,7 +342,7 @@ def _registered_module(spec: EncoderSpec) -> torch.nn.Module:
     module: torch.nn.Module | None = _modules.get(spec.source)
     if module is None:
         what = (
-            "the module that was passed as model is gone: keep a variable that holds it until the "
+            "the module that was passed as model no longer exists: keep a reference to it until the "
             "embeddings are computed"
             if spec.source in _registered
             else "a module that is passed as model lives in one process only, and this is another one"
@@ -351,12 +352,12 @@ def _registered_module(spec: EncoderSpec) -> torch.nn.Module:
             f"model={spec.size!r}, weights=PATH, which works in every process"
         )
     if spec.device != "auto":
-        wanted = resolve_device(spec.device)
+        expected = resolve_device(spec.device)
         tensor = next(iter(module.parameters()), None)
-        if tensor is not None and tensor.device != wanted:
+        if tensor is not None and tensor.device != expected:
             raise DeviceError(
                 f"the module that was passed as model is on {str(tensor.device)!r}, and device="
-                f"{spec.device!r} was asked for. Call model.to({str(wanted)!r}) or leave device out."
+                f"{spec.device!r} was requested. Call model.to({str(expected)!r}) or leave device out."
             )
     return module.eval()
 
@@ -367,7 +368,7 @@ class _Loaded:
     sha256: str | None
 
 
-_registry_lock = threading.Lock()  # of the two dicts, held for a moment only
+_registry_lock = threading.Lock()  # guards the two dicts, held only briefly
 
 _locks: dict[EncoderSpec, threading.Lock] = {}
 
@@ -375,24 +376,24 @@ _loaded: dict[EncoderSpec, _Loaded] = {}
 
 
 def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
-    """Load the encoder that a spec names, once a process.
+    """Load the encoder that a spec names, once per process.
 
     Parameters
     ----------
     spec : EncoderSpec
-        Of `encoder_spec`, in this process or another.
+        Created by `encoder_spec`, in this process or another.
 
     Returns
     -------
     torch.nn.Module
-        An `AnySat` of the S2 projector alone, in eval mode, without gradients, on the device, packed
-        for the precision (`AnySat.pack`). Or the registered module, put into eval mode: upstream's is
-        born in train mode, where dropout would change the results.
+        An `AnySat` with only the S2 projector, in eval mode, without gradients, on the device, packed
+        for the precision (`AnySat.pack`). Or the registered module, set to eval mode: upstream's is
+        created in train mode, in which dropout would change the results.
 
     Raises
     ------
     WeightsError
-        If the weights are missing or are not those of the spec. It is tried again the next time.
+        If the weights are missing or are not those of the spec. The next call tries again.
     DeviceError
         If the device is not on this machine.
     """
@@ -401,7 +402,7 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
     key = _key(spec)
     with _registry_lock:
         lock = _locks.setdefault(key, threading.Lock())
-    with lock:  # one a spec, so that nobody waits for somebody else's weights
+    with lock:  # one per spec, so that no thread waits for the weights of another spec
         if key not in _loaded:
             known = with_known_hash(spec)
             encoder = _build(known, ENCODED).to(key.device).pack(spec.precision)
@@ -410,7 +411,7 @@ def get_encoder(spec: EncoderSpec) -> torch.nn.Module:
 
 
 def _key(spec: EncoderSpec) -> EncoderSpec:
-    """Keep what tells encoders apart: not whether the official hash was known."""
+    """Reduce a spec to what distinguishes encoders; whether the official hash was known does not."""
     sha256 = None if spec.source.kind == "official" else spec.sha256
     return replace(spec, sha256=sha256, device=str(resolve_device(spec.device)))
 
@@ -429,7 +430,7 @@ def _build(spec: EncoderSpec, sensors: Collection[str] | None) -> AnySat:
 
 
 def loaded_sha256(spec: EncoderSpec) -> str | None:
-    """Tell the full sha256 of the weights that `get_encoder` loaded.
+    """Return the full sha256 of the weights that `get_encoder` loaded.
 
     Parameters
     ----------
@@ -439,7 +440,7 @@ def loaded_sha256(spec: EncoderSpec) -> str | None:
     Returns
     -------
     str or None
-        The spec's own where it has one. None for a module object, and for an official checkpoint
+        The spec's own if it has one. None for a module object, and for an official checkpoint
         that this process has not loaded.
     """
     if spec.sha256 is not None or spec.source.kind == "module":
@@ -449,7 +450,7 @@ def loaded_sha256(spec: EncoderSpec) -> str | None:
 
 
 def device_of(spec: EncoderSpec) -> str:
-    """The device that a loaded model is on."""
+    """Load an encoder if necessary, and return its device as text."""
     return str(next(get_encoder(spec).parameters()).device)
 
 
@@ -468,7 +469,7 @@ def load_model(model: str = MODEL, *, weights: Any = None, device: str = DEVICE)
     Returns
     -------
     AnySat
-        In eval mode. Its state dict has the checkpoint's own names. A new object at every call.
+        In eval mode. Its state dict has the checkpoint's own names. Each call returns a new object.
 
     Raises
     ------
@@ -489,7 +490,7 @@ def load_model(model: str = MODEL, *, weights: Any = None, device: str = DEVICE)
     """
     size = option("model", model)
     if not isinstance(size, str):
-        raise OptionError(f"model={type(size).__name__}: wanted one of {', '.join(map(repr, MODELS))}")
+        raise OptionError(f"model={type(size).__name__}: expected one of {', '.join(map(repr, MODELS))}")
     spec = encoder_spec(size, option("weights", weights), option("device", device))
-    where = resolve_device(spec.device)  # before half a gigabyte is read
+    where = resolve_device(spec.device)  # fail before half a gigabyte is read
     return _build(spec, None).to(where)
