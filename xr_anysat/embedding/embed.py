@@ -14,7 +14,7 @@ from xr_anysat.cube.compositing import FRAMES_ATTR, Period
 from xr_anysat.cube.normalization import Statistics, tile_statistics
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
-from xr_anysat.embedding.options import resolve_options, size_warning
+from xr_anysat.embedding.options import EmbedOptions, resolve_options, size_warning
 from xr_anysat.embedding.output_grid import _resized
 from xr_anysat.embedding.overlap import encode_overlapping
 from xr_anysat.embedding.pooling import _pooled
@@ -59,7 +59,7 @@ def embed(
     cube : DataArray or Dataset
         Sentinel-2 surface reflectance as digital numbers (reflectance × 10 000, without the +1000
         offset), any integer or float dtype: a DataArray ``(time, band, y, x)`` with band names in any
-        of the usual spellings, or a Dataset with a variable a band; from odc-stac, stackstac, xee,
+        of the usual spellings, or a Dataset with one variable per band; from odc-stac, stackstac, xee,
         rioxarray or by hand. Pixels of 10 m in a projected CRS, or no CRS at all.
     frames : int or None, default 8
         Bins that the period is cut into, each composed to one frame. None: every acquisition is a
@@ -86,7 +86,7 @@ def embed(
         ``patch`` and ``dense``.
     anchor : {"auto", "grid", "cube"}
         Where windows start: at the CRS origin, so that the same ground lies in the same window
-        whatever area is asked for; or at the cube's own corner. ``"auto"`` is ``"cube"`` for a cube
+        whatever area is requested; or at the cube's own corner. ``"auto"`` is ``"cube"`` for a cube
         that fits in one window or has no CRS.
     resize : int, optional
         Resample the whole (square) cube to this many pixels a side, bilinearly, and embed it as one
@@ -107,7 +107,7 @@ def embed(
     precision : {"float32", "bfloat16", "float16", "int8"}
         What matrices are multiplied in.
     batch : int, optional
-        Windows a forward on an accelerator. On a CPU windows go one by one, which is as fast and
+        Windows per forward pass on an accelerator. A CPU takes windows one by one, which is as fast and
         keeps results bit-identical.
 
     Returns
@@ -140,32 +140,39 @@ def embed(
     >>> emb.dims, emb.shape, emb.attrs["doy0_values"]
     (('D', 'y', 'x'), (256, 6, 6), [69, 145, 221, 297])
     """
-    asked = resolve_options(**locals())
-    absurd = size_warning(asked, lazy=asked.canonical.array.chunks is not None)
-    if absurd is not None:
-        warn(f"{absurd}. cube.anysat.plan(...) tells what it takes")
+    options = EmbedOptions(
+        frames=frames, period=period, reduce=reduce, empty=empty, doy=doy,
+        doy_base=doy_base, bands=bands, nodata=nodata, fill_value=fill_value, norm=norm,
+        patch_size=patch_size, tile=tile, overlap=overlap, anchor=anchor, resize=resize,
+        output=output, pool=pool, model=model, weights=weights, device=device,
+        precision=precision, batch=batch,
+    )  # fmt: skip
+    resolved = resolve_options(cube, options)
+    warning = size_warning(resolved, lazy=resolved.canonical.array.chunks is not None)
+    if warning is not None:
+        warn(f"{warning}. cube.anysat.plan(...) tells what it takes")
 
-    # all that metadata can tell has been told: here NumPy cubes are read
-    made = asked.made(asked.canonical)
+    # Everything above used only metadata; NumPy cubes are read from here on
+    made = resolved.compose(resolved.canonical)
     record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = asked.settings_for(made)
-    data = made.data if asked.resize is None else _resized(made.data, asked.resize)
+    settings = resolved.with_days(made)
+    data = made.data if resolved.resize is None else _resized(made.data, resolved.resize)
     lazy = not isinstance(data, np.ndarray)
-    stats = None if asked.statistics is None else asked.statistics.array()
+    stats = None if resolved.statistics is None else resolved.statistics.array()
     if settings.norm == "per_tile_zscore":
-        if lazy and asked.reads_twice(data.nbytes):
-            again = asked.made(read_cube(read_again(cube), bands=bands, nodata=nodata))
+        if lazy and resolved.needs_second_pass(data.nbytes):
+            again = resolved.compose(read_cube(read_again(cube), bands=bands, nodata=nodata))
             stats = tile_statistics(again.data)
         else:
             stats = tile_statistics(data)
     encoded = (encode_overlapping if settings.overlap else encode_windows)(
-        data, stats, asked.rows, asked.cols, settings
+        data, stats, resolved.rows, resolved.cols, settings
     )
     warn_if_empty(encoded)
 
-    emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=asked.coords)
-    if asked.geobox is not None:
+    emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=resolved.coords)
+    if resolved.geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
-    config = asked.config if asked.composed else {**asked.config, "period": record["period"]}
+    config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
     emb.attrs = _attrs(made, record, config, settings.spec, stats, emb, lazy)
     return emb if pool is None else _pooled(emb, pool)

@@ -1,17 +1,27 @@
 """The options of `embed`, checked against each other and against the metadata of the cube."""
 
+# ruff: noqa: RUF009  (`_declare` returns a dataclass field)
+
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from dataclasses import asdict, dataclass, replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import xarray as xr
 
-from xr_anysat.config import option
-from xr_anysat.cube.compositing import CompositeOptions, check_composed, check_not_embedding, compose
+from xr_anysat.config import DEFAULTS, DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
+from xr_anysat.cube.compositing import (
+    DOY,
+    EMPTY,
+    REDUCERS,
+    CompositeOptions,
+    Period,
+    check_composed,
+    check_not_embedding,
+    compose,
+)
 from xr_anysat.cube.normalization import Statistics, parse_norm
 from xr_anysat.cube.reading import PIXEL, Cube, read_cube
 from xr_anysat.embedding.lattice import PixelRange
@@ -36,10 +46,106 @@ MAX_SHARED_FRAME_BYTES = 1 << 30
 for the embeddings; larger ones are composed twice, so that memory does not grow with the area."""
 
 LAZY_SIZE_WARNING = 1 << 40
-"""Size of a lazy output from which on it is asked whether so much is meant."""
+"""Lazy outputs above this size trigger a warning."""
 
 MAX_PATCHES = 1024
-"""Patches a window that upstream advises at most (README of gastruc/AnySat)."""
+"""Most patches per window that upstream advises (README of gastruc/AnySat)."""
+
+
+def _declare(
+    default: Any, description: str, *, choices: tuple[str, ...] = (), changes_results: bool = True
+) -> Any:
+    """Declare an option: its default and the facts that the checks and the documentation read."""
+    facts = {"description": description, "choices": choices, "changes_results": changes_results}
+    return field(default=default, metadata=facts)
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """The options of :func:`xr_anysat.embed`, each declared once.
+
+    The order and the defaults are those of the signature, and the fields are the keys of the recorded ``config``.
+    An option whose name is a key of :data:`xr_anysat.config.DEFAULTS` can be set by the configuration.
+    The metadata of a field hold its one-line ``description`` (docs/options.md), its ``choices`` (empty: any other
+    check) and whether it ``changes_results`` beyond rounding.
+    """
+
+    frames: int | None = _declare(
+        FRAMES, "bins of the period, each composed to one frame; None: every acquisition"
+    )
+    period: Period = _declare(
+        None, '`"2022"`, `"2022-06"`, `("2022-04-01", "2022-10-01")`, end exclusive; None: the cube\'s own'
+    )
+    reduce: str = _declare("median", 'or `"mean"`, `"clearest"`', choices=REDUCERS)
+    empty: str = _declare(
+        "drop", 'a bin without acquisitions is dropped; `"nearest"` repeats its neighbor', choices=EMPTY
+    )
+    doy: str = _declare("midpoint", 'date of a frame; or `"observed"`', choices=DOY)
+    doy_base: int = _declare(0, "1: 1 January is day 1")
+    bands: Sequence[str] | None = _declare(None, "names of unnamed bands; None: from the cube")
+    nodata: float | None = _declare(None, "value that marks a gap; None: from the cube")
+    fill_value: float | None = _declare(None, "a digital number to put into gaps")
+    norm: str | Statistics | dict[str, Any] = _declare(
+        NORM, '`"per_window_zscore"`, `"unit_scale"`, `"raw"`, `"pastis"`, `"treesatai"`, `Statistics`'
+    )
+    patch_size: int = _declare(10, "side of a patch in meters, a multiple of 10")
+    tile: int = _declare(TILE, "side of a window in pixels")
+    overlap: int = _declare(0, "pixels that a window shares with the next; their embeddings are blended")
+    anchor: str = _declare(
+        "auto",
+        '`"grid"`: windows start at the CRS origin; `"cube"`: at the corner of the cube',
+        choices=ANCHORS,
+    )
+    resize: int | None = _declare(None, "pixels per side; resample the cube to one window")
+    output: str = _declare("patch", 'or `"dense"`, `"local"`, `"tile"`', choices=OUTPUTS)
+    pool: str | None = _declare(None, '`"mean"`, `"max"`: reduce over y and x', choices=POOLS)
+    model: Any = _declare(MODEL, '`"small"`, `"tiny"`, or a module called like upstream\'s')
+    weights: Any = _declare(None, 'a path, `"random"`, `("random", seed)`; None: the official checkpoint')
+    device: str = _declare(DEVICE, '`"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`', changes_results=False)
+    precision: str = _declare(PRECISION, '`"bfloat16"`, `"float16"`, `"int8"` ([speed](speed.md))')
+    batch: int | None = _declare(
+        None, "windows per forward pass on an accelerator; None: by device", changes_results=False
+    )
+
+    def configured(self) -> EmbedOptions:
+        """These options, with the configured value wherever the caller gave none."""
+        names = [f.name for f in fields(self) if f.name in DEFAULTS]
+        return replace(self, **{name: option(name, getattr(self, name)) for name in names})
+
+    def check_choices(self) -> None:
+        """Refuse a value outside the declared choices of its option."""
+        for f in fields(self):
+            value, known = getattr(self, f.name), f.metadata["choices"]
+            if known and not (value is None and f.default is None):
+                check_choice(
+                    f.name, value, known, ", or None for the whole grid" if f.default is None else ""
+                )
+
+
+class EmbedKeywords(TypedDict, total=False):
+    """The keyword arguments of :func:`xr_anysat.embed`, for functions that pass them on."""
+
+    period: Period
+    reduce: str
+    empty: str
+    doy: str
+    doy_base: int
+    bands: Sequence[str] | None
+    nodata: float | None
+    fill_value: float | None
+    norm: str | Statistics | dict[str, Any]
+    patch_size: int
+    tile: int
+    overlap: int
+    anchor: str
+    resize: int | None
+    output: str
+    pool: str | None
+    model: Any
+    weights: Any
+    device: str
+    precision: str
+    batch: int | None
 
 
 @dataclass(frozen=True)
@@ -52,13 +158,13 @@ class ResolvedOptions:
         The cube, read.
     composed : bool
         Whether its dates are frames already.
-    recipe : Recipe
+    recipe : CompositeOptions
         How to compose, otherwise.
     statistics : Statistics or None
         What to normalize by, where that is known.
-    settings : Settings
+    settings : BlockSpec
         All but the frames' days.
-    rows, cols : Axis
+    rows, cols : PixelRange
         Place of the pixels on the lattice.
     geobox : GeoBox or None
         Grid of the pixels.
@@ -91,51 +197,42 @@ class ResolvedOptions:
         cell = self.settings.cell
         return self.settings.channels, self.rows.cells(cell)[1], self.cols.cells(cell)[1]
 
-    def made(self, cube: Cube) -> xr.DataArray:
+    def compose(self, cube: Cube) -> xr.DataArray:
         """The frames of `cube`, which is the canonical one, or it read again."""
         return cube.array if self.composed else compose(cube, self.recipe)
 
-    def settings_for(self, made: xr.DataArray) -> BlockSpec:
+    def with_days(self, made: xr.DataArray) -> BlockSpec:
         """The settings with the days of the frames `made`."""
         doy = tuple(int(d) for d in made["doy"].values)
         return replace(self.settings, doy=doy, offset_decided="items" in made.attrs)
 
-    def reads_twice(self, frames_bytes: int) -> bool:
+    def needs_second_pass(self, frames_bytes: int) -> bool:
         """Whether lazy frames of so many bytes are made once for the statistics and once to be embedded."""
         return self.settings.norm == "per_tile_zscore" and frames_bytes > MAX_SHARED_FRAME_BYTES
 
 
-def resolve_options(cube: xr.DataArray | xr.Dataset, **options: Any) -> ResolvedOptions:
-    """Check the options of :func:`embed`, all of them given, against each other and the cube's metadata.
+def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> ResolvedOptions:
+    """Check the options of :func:`embed` against each other and against the metadata of the cube.
 
     Raises
     ------
     CubeError, CubeTypeError, OptionError, WeightsError
         As :func:`embed` does.
     """
-    o = SimpleNamespace(**options)
     check_not_embedding(cube)
-    frames, tile, norm = option("frames", o.frames), option("tile", o.tile), option("norm", o.norm)
-    recipe = CompositeOptions(frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
-    norm_name, statistics = parse_norm(norm)
-    side = _check_geometry(o.patch_size, tile, o.resize, o.batch)
-    overlap = _check_overlap(o, side, tile, norm_name)
+    o = options.configured()
+    recipe = CompositeOptions(o.frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
+    norm, statistics = parse_norm(o.norm)
+    side = _check_geometry(o)
+    overlap = _check_overlap(o, side, norm)
     resize = None if o.resize is None else int(o.resize)
-    tile = int(tile) if resize is None else resize
+    tile = int(o.tile) if resize is None else resize
     batch = None if o.batch is None else int(o.batch)
-    for name, known in (("output", OUTPUTS), ("anchor", ANCHORS)):
-        check_choice(name, options[name], known)
-    if o.pool is not None:
-        check_choice("pool", o.pool, POOLS, ", or None for the whole grid")
+    o.check_choices()
 
     composed = check_composed(cube, recipe, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
-    spec = encoder_spec(
-        option("model", o.model),
-        option("weights", o.weights),
-        option("device", o.device),
-        option("precision", o.precision),
-    )
+    spec = encoder_spec(o.model, o.weights, o.device, o.precision)
 
     geobox, shape = canonical.geobox, canonical.array.shape[-2:]
     if resize is not None:
@@ -143,17 +240,17 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, **options: Any) -> Resolved
     anchor = _effective_anchor(o.anchor, geobox, shape, tile)
     rows, cols = lattice_axes(anchor, geobox, shape)
     settings = BlockSpec(
-        spec=spec, doy=(), norm=norm_name, output=o.output, tile=tile, side=side, batch=batch, overlap=overlap
+        spec=spec, doy=(), norm=norm, output=o.output, tile=tile, side=side, batch=batch, overlap=overlap
     )
-    config = {
-        "frames": None if composed else recipe.frames, "period": None,
-        "reduce": o.reduce, "empty": o.empty, "doy": o.doy, "doy_base": recipe.doy_base,
+    # in the order of the fields; an option without a line here is recorded as it was given
+    config = {f.name: getattr(o, f.name) for f in fields(o)} | {
+        "frames": None if composed else recipe.frames, "period": None, "doy_base": recipe.doy_base,
         "bands": None if o.bands is None else list(o.bands), "nodata": to_json_number(o.nodata),
         "fill_value": recipe.fill_value,
-        "norm": asdict(statistics) if statistics is not None and norm_name == "statistics" else norm_name,
+        "norm": asdict(statistics) if statistics is not None and norm == "statistics" else norm,
         "patch_size": int(o.patch_size), "tile": tile, "overlap": overlap, "anchor": anchor, "resize": resize,
-        "output": o.output, "pool": o.pool, "model": spec.size, "weights": str(spec.source),
-        "device": spec.device, "precision": spec.precision, "batch": batch,
+        "model": spec.size, "weights": str(spec.source), "device": spec.device, "precision": spec.precision,
+        "batch": batch,
     }  # fmt: skip
     return ResolvedOptions(
         canonical=canonical,
@@ -171,40 +268,39 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, **options: Any) -> Resolved
     )
 
 
-def size_warning(asked: ResolvedOptions, *, lazy: bool) -> str | None:
+def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
     """What is absurd about so large an embedding, if anything is."""
-    size, memory = math.prod(asked.shape) * 4, physical_memory()
+    size, memory = math.prod(resolved.shape) * 4, physical_memory()
     if not lazy and memory is not None and size > memory:
         return (
             f"this cube is not lazy, so its embedding is made at once, and {format_bytes(size)} of float32 do not fit "
             f"into the {format_bytes(memory)} of memory here: make it lazy, cube.chunk(y=2048, x=2048), and write the "
-            f"embedding block by block {storage_hint(asked)}"
+            f"embedding block by block {storage_hint(resolved)}"
         )
-    if lazy and asked.pool is None and size > LAZY_SIZE_WARNING:
-        return (
-            f"an embedding of {format_bytes(size)} of float32: write it block by block {storage_hint(asked)}"
-        )
+    if lazy and resolved.pool is None and size > LAZY_SIZE_WARNING:
+        return f"an embedding of {format_bytes(size)} of float32: write it block by block {storage_hint(resolved)}"
     return None
 
 
-def storage_hint(asked: ResolvedOptions) -> str:
+def storage_hint(resolved: ResolvedOptions) -> str:
     """How to write a large embedding, and what makes it smaller, in words."""
     words = "with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that"
-    if asked.settings.output in ("dense", "local"):
+    if resolved.settings.output in ("dense", "local"):
         return f"{words}, or ask for less: output='patch' and patch_size=40 make one cell of 16 pixels"
-    if asked.settings.output == "patch" and asked.settings.side < 4:
+    if resolved.settings.output == "patch" and resolved.settings.side < 4:
         return f"{words}, or ask for less: patch_size=40 makes one cell of 16 pixels"
     return words
 
 
-def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
+def _check_geometry(options: EmbedOptions) -> int:
     """Pixels on the side of a patch, if patch and window fit each other."""
+    patch_size, tile, resize = options.patch_size, options.tile, options.resize
     if not is_number(patch_size) or patch_size <= 0 or patch_size % PIXEL:
         raise OptionError(
             f"{patch_size=}: expected a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
         )
     check_whole_number("tile", tile, of="pixels", float_allowed=True)
-    for name, value in (("resize", resize), ("batch", batch)):
+    for name, value in (("resize", resize), ("batch", options.batch)):
         if value is not None:
             check_whole_number(name, value, hint=", or None", float_allowed=True)
     side = int(patch_size) // int(PIXEL)
@@ -224,16 +320,17 @@ def _check_geometry(patch_size: Any, tile: Any, resize: Any, batch: Any) -> int:
     return side
 
 
-def _check_overlap(o: Any, side: int, tile: Any, norm: str) -> int:
+def _check_overlap(o: EmbedOptions, side: int, norm: str) -> int:
     """Pixels that windows share, if they can."""
     overlap = check_whole_number("overlap", o.overlap, 0, of="pixels", float_allowed=True)
+    tile = int(o.tile)
     if not overlap:
         return 0
-    most = int(tile) - side
+    most = tile - side
     if overlap % side or overlap > most:
         raise OptionError(
             f"overlap={overlap} pixels: wanted a multiple of the patch side, {side} pixels, up to {most} (tile={tile} "
-            f"less a patch); half a window is overlap={int(tile) // 2 // side * side}"
+            f"less a patch); half a window is overlap={tile // 2 // side * side}"
         )
     why = None
     if o.output in ("tile", "local"):
@@ -248,7 +345,7 @@ def _check_overlap(o: Any, side: int, tile: Any, norm: str) -> int:
             "norm='per_window_zscore'",
             "a pixel would be another one in each of its windows; norm='pastis' has none",
         )
-    elif not isinstance(option("model", o.model), str):
+    elif not isinstance(o.model, str):
         why = "a module object as model", "its stages cannot be run apart; model='base' with weights=PATH can"
     if why is not None:
         raise OptionError(

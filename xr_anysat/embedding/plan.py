@@ -10,20 +10,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.config import option
+from xr_anysat.config import FRAMES
 from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
 from xr_anysat.cube.normalization import PASTIS
 from xr_anysat.cube.reading import BANDS, PIXEL, Cube
 from xr_anysat.embedding.blocks import encode_block
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.lattice import PixelRange, cell_chunks, spans
-from xr_anysat.embedding.options import ResolvedOptions, resolve_options, size_warning, storage_hint
+from xr_anysat.embedding.options import (
+    EmbedKeywords,
+    EmbedOptions,
+    ResolvedOptions,
+    resolve_options,
+    size_warning,
+    storage_hint,
+)
 from xr_anysat.embedding.plan_report import Plan
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.embedding.workload import (
@@ -48,10 +55,11 @@ CALIBRATION_SECONDS = 2.0
 def plan(
     cube: xr.DataArray | xr.Dataset,
     /,
-    *args: Any,
+    frames: int | None = FRAMES,
+    *,
     calibrate: bool = False,
     codec: str | None = None,
-    **options: Any,
+    **options: Unpack[EmbedKeywords],
 ) -> Plan:
     """Say what embedding a cube will take, without reading a pixel of it.
 
@@ -61,7 +69,7 @@ def plan(
         As for :func:`embed`, with all of its options and defaults.
     calibrate : bool
         Run the model on windows of made-up pixels for some seconds, and tell the time that the whole
-        takes on this machine. With the weights that were asked for, or random ones of the same size
+        takes on this machine. With the weights that were requested, or random ones of the same size
         where these are not here yet: time does not depend on them.
     codec : {None, "int8", "float16"}
         How it is to be stored, see :func:`xr_anysat.to_zarr`.
@@ -94,31 +102,29 @@ def plan(
     >>> p.why[0]
     '5 × 5 windows a block: the most that make at least 64 blocks of the cube'
     """
-    given = inspect.signature(embed).bind(cube, *args, **options)
-    given.apply_defaults()
+    given = EmbedOptions(frames, **options)
     check_codec(codec, np.float32)
-    given.arguments["cube"] = _without_pixels(cube)
-    asked, lazy = resolve_options(**given.arguments), _is_lazy(cube)
+    resolved, lazy = resolve_options(_without_pixels(cube), given), _is_lazy(cube)
 
-    made = asked.made(_one_pixel(asked.canonical))
+    made = resolved.compose(_one_pixel(resolved.canonical))
     record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = asked.settings_for(made)
+    settings = resolved.with_days(made)
     dates = len(settings.doy)
-    layout = _layout(asked, dates)
-    frames_bytes = dates * len(BANDS) * asked.rows.size * asked.cols.size * 4
-    own = asked.canonical.array
-    acquisitions = own.sizes["time"] if asked.composed else record["acquisitions"]
+    layout = _layout(resolved, dates)
+    frames_bytes = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
+    own = resolved.canonical.array
+    acquisitions = own.sizes["time"] if resolved.composed else record["acquisitions"]
 
-    d, height, width = asked.shape
-    cells = height * width if asked.pool is None else 1
-    shape = asked.shape if asked.pool is None else (d,)
+    d, height, width = resolved.shape
+    cells = height * width if resolved.pool is None else 1
+    shape = resolved.shape if resolved.pool is None else (d,)
     chunks = (
         (d,),
-        cell_chunks(asked.rows, layout.down, settings.cell),
-        cell_chunks(asked.cols, layout.across, settings.cell),
+        cell_chunks(resolved.rows, layout.down, settings.cell),
+        cell_chunks(resolved.cols, layout.across, settings.cell),
     )
     stored = sum(t.itemsize * (1 if name == SCALE else d) for name, t in dtypes(codec, np.float32).items())
-    published = _is_upstreams(option("model", given.arguments["model"]))
+    published = _is_upstreams(given.configured().model)
     found = Plan(
         acquisitions=acquisitions,
         period=record["period"],
@@ -127,32 +133,35 @@ def plan(
         n_obs=tuple(int(n) for n in made["n_obs"].values) if "n_obs" in made.coords else (),
         empty_bins=_empty_bins(made, record),
         empty=record["empty"],
-        pixels=(asked.rows.size, asked.cols.size),
+        pixels=(resolved.rows.size, resolved.cols.size),
         tile=settings.tile,
         patch_size=settings.side * int(PIXEL),
         overlap=settings.overlap,
-        windows=(_windows(asked.rows, settings), _windows(asked.cols, settings)),
-        patches=(asked.rows.cells(settings.side)[1], asked.cols.cells(settings.side)[1]),
+        windows=(_windows(resolved.rows, settings), _windows(resolved.cols, settings)),
+        patches=(resolved.rows.cells(settings.side)[1], resolved.cols.cells(settings.side)[1]),
         blocks=(len(layout.down), len(layout.across)),
         block_windows=layout.windows,
         chunks=chunks[: len(shape)],
-        why=(layout.why, _why_chunks(asked, layout, dates, lazy=lazy)),
+        why=(layout.why, _why_chunks(resolved, layout, dates, lazy=lazy)),
         output=settings.output,
         dims=("D", "y", "x")[: len(shape)],
         shape=shape,
         dtype="float32",
-        cell=settings.cell * PIXEL * own.sizes["x"] / asked.cols.size,
-        crs=None if asked.geobox is None else crs_title(asked.geobox.crs),
+        cell=settings.cell * PIXEL * own.sizes["x"] / resolved.cols.size,
+        crs=None if resolved.geobox is None else crs_title(resolved.geobox.crs),
         model=settings.spec.size,
         weights=str(settings.spec.source),
         device=settings.spec.device,
         flop=2
         * _multiply_adds(
-            settings, asked.rows.parts(layout.down), asked.cols.parts(layout.across), published=published
+            settings,
+            resolved.rows.parts(layout.down),
+            resolved.cols.parts(layout.across),
+            published=published,
         ),
         lazy=lazy,
         bytes_read=acquisitions * len(BANDS) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
-        reads=2 if lazy and asked.reads_twice(frames_bytes) else 1,
+        reads=2 if lazy and resolved.needs_second_pass(frames_bytes) else 1,
         codec=codec,
         bytes_written=stored * cells,
         memory_input=dates * len(BANDS) * max(layout.down) * max(layout.across) * 4,
@@ -163,10 +172,10 @@ def plan(
         + _tokens_bytes(settings, layout),
         memory_weights=PARAMETERS[settings.spec.size] * 4,
     )
-    found = replace(found, warnings=tuple(_warnings(found, asked, published=published)))
+    found = replace(found, warnings=tuple(_warnings(found, resolved, published=published)))
     if not calibrate:
         return found
-    each, timed = _time(asked, settings, layout, published=published)
+    each, timed = _time(resolved, settings, layout, published=published)
     seconds = each * found.flop / 2
     return replace(found, seconds=seconds, pixels_per_second=math.prod(found.pixels) / seconds, timed=timed)
 
@@ -238,16 +247,16 @@ def _is_upstreams(model: Any) -> bool:
     return not isinstance(model, AnySat)
 
 
-def _warnings(found: Plan, asked: ResolvedOptions, *, published: bool) -> Iterator[str]:
+def _warnings(found: Plan, resolved: ResolvedOptions, *, published: bool) -> Iterator[str]:
     """What is absurd or impossible about a plan."""
-    absurd, memory = size_warning(asked, lazy=found.lazy), physical_memory()
+    absurd, memory = size_warning(resolved, lazy=found.lazy), physical_memory()
     size = math.prod(found.shape) * 4
     if absurd is not None:
         yield absurd
     elif memory is not None and size > memory:
         yield (
             f"{format_bytes(size)} of float32 do not fit into the {format_bytes(memory)} of memory here: in place of "
-            f".compute(), write the embedding block by block {storage_hint(asked)}"
+            f".compute(), write the embedding block by block {storage_hint(resolved)}"
         )
     if memory is not None and found.memory > memory:
         yield (
@@ -256,9 +265,9 @@ def _warnings(found: Plan, asked: ResolvedOptions, *, published: bool) -> Iterat
         )
     cut = sum(
         n
-        for axis in (asked.rows, asked.cols)
-        for (size, _), n in _shapes([axis], asked.settings).items()
-        if size < asked.settings.tile
+        for axis in (resolved.rows, resolved.cols)
+        for (size, _), n in _shapes([axis], resolved.settings).items()
+        if size < resolved.settings.tile
     )
     if published and cut:
         yield (
@@ -268,7 +277,7 @@ def _warnings(found: Plan, asked: ResolvedOptions, *, published: bool) -> Iterat
 
 
 def _time(
-    asked: ResolvedOptions, settings: BlockSpec, layout: _Layout, *, published: bool
+    resolved: ResolvedOptions, settings: BlockSpec, layout: _Layout, *, published: bool
 ) -> tuple[float, str]:
     """Seconds a multiply-add of the model on this machine, and what was timed."""
     spec, words = settings.spec, ""
@@ -290,7 +299,7 @@ def _time(
     rng = np.random.default_rng(0)
     # a window on a CPU, where they go one by one; else a block of them, for forwards of full size
     windows = 1 if device == "cpu" else layout.windows
-    rows, cols = (_largest(axis, settings, windows) for axis in (asked.rows, asked.cols))
+    rows, cols = (_largest(axis, settings, windows) for axis in (resolved.rows, resolved.cols))
     # the first forward is slow, so it is a small one; what is called like upstream's takes whole windows only
     small = settings.tile if published else settings.side
     run(*(PixelRange(axis.start, min(axis.size, small)) for axis in (rows, cols)))

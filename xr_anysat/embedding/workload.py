@@ -28,9 +28,9 @@ class _Layout:
     why: str
 
 
-def _layout(asked: ResolvedOptions, dates: int) -> _Layout:
+def _layout(resolved: ResolvedOptions, dates: int) -> _Layout:
     """The blocks that :func:`xr_anysat.embedding.blocks.encode` and `encode_overlapping` make."""
-    s, rows, cols = asked.settings, asked.rows, asked.cols
+    s, rows, cols = resolved.settings, resolved.rows, resolved.cols
     read, made = pixel_bytes(s, dates)
     pixel = max(read, made)
     n, stride = block_windows(rows, cols, s, dates), s.stride
@@ -51,22 +51,22 @@ def _layout(asked: ResolvedOptions, dates: int) -> _Layout:
     return _Layout(n, rows.blocks(stride, n), cols.blocks(stride, n), why)
 
 
-def _why_chunks(asked: ResolvedOptions, layout: _Layout, dates: int, *, lazy: bool) -> str:
+def _why_chunks(resolved: ResolvedOptions, layout: _Layout, dates: int, *, lazy: bool) -> str:
     """How the cube's own chunks go into the blocks."""
     if not lazy:
-        frames = dates * len(BANDS) * asked.rows.size * asked.cols.size * 4
+        frames = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
         return (
             f"the cube is not lazy: its blocks are made at once, and all {format_bytes(frames)} of frames and "
-            f"{format_bytes(math.prod(asked.shape) * 4)} of embeddings are in memory beside them"
+            f"{format_bytes(math.prod(resolved.shape) * 4)} of embeddings are in memory beside them"
         )
-    own = asked.canonical.array.chunksizes
+    own = resolved.canonical.array.chunksizes
     largest = ", ".join(f"{dim} {max(c)}" for dim, c in own.items())
-    if asked.resize is not None:
+    if resolved.resize is not None:
         return f"the cube's chunks ({largest}) are put together, for it is resampled as a whole"
     # what is read for one block waits for the others
     waiting = f"the frames of one are {format_bytes(dates * len(BANDS) * max(own['y']) * max(own['x']) * 4)}"
-    if asked.settings.overlap:
-        reach = halo(asked.settings.tile, asked.settings.overlap)
+    if resolved.settings.overlap:
+        reach = halo(resolved.settings.tile, resolved.settings.overlap)
         beside = f"windows reach {reach} pixels into the blocks beside"
         return f"the cube's chunks ({largest}) are re-cut: {beside}; {waiting}"
     blocks = len(layout.down) * len(layout.across)
@@ -77,11 +77,11 @@ def _why_chunks(asked: ResolvedOptions, layout: _Layout, dates: int, *, lazy: bo
         return f"the cube's chunks ({largest}) fit: each goes into one block"
     if whole == blocks:
         return f"the cube's chunks ({largest}) fit: each block lies in one; {waiting}"
-    row = asked.cols.size * dates * len(BANDS) * 4
-    fit = asked.settings.stride * layout.windows
+    row = resolved.cols.size * dates * len(BANDS) * 4
+    fit = resolved.settings.stride * layout.windows
     held, less = (
         _over(own["y"], layout.down),
-        _over(PixelRange(0, asked.rows.size).blocks(fit, 1), layout.down),
+        _over(PixelRange(0, resolved.rows.size).blocks(fit, 1), layout.down),
     )
     below = f", and up to {format_bytes(held * row)} wait for the chunks below"
     mend = f" ({format_bytes(less * row)} if chunks were {fit} pixels, or a multiple, on a side)"
