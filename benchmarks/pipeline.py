@@ -50,7 +50,7 @@ def bare(side: int, patch: int, tile: int, options: argparse.Namespace) -> Calla
     rows, cols = (list(spans(axis, tile, cell)) for axis in axes(side))
     doy = torch.linspace(10, 350, FRAMES, device=device).long()
     most, batches = windows_at_once(tile, device.type), []
-    alike = Counter((i.first, i.count, j.first, j.count) for i in rows for j in cols)
+    alike = Counter((i.first_patch, i.n_patches, j.first_patch, j.n_patches) for i in rows for j in cols)
     for (top, down, left, across), count in alike.items():
         x = torch.randn(min(count, most), FRAMES, 10, down * cell, across * cell, device=device)
         batches += [(x[: count - done], (top, left)) for done in range(0, count, most)]

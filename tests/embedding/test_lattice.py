@@ -19,7 +19,7 @@ sides = st.integers(1, 40)
 @given(axis=axes, side=sides)
 @QUICK
 def test_cells_cover_the_axis_and_no_more(axis: PixelRange, side: int) -> None:
-    first, count = axis.cells(side)
+    first, count = axis.covering_cells(side)
     assert first * side <= axis.start < (first + 1) * side
     assert (first + count - 1) * side < axis.stop <= (first + count) * side
     assert {p // side for p in range(axis.start, axis.stop)} == set(range(first, first + count))
@@ -34,7 +34,7 @@ def test_blocks_are_whole_windows(axis: PixelRange, tile: int, windows: int) -> 
     edges = [axis.start + e for e in accumulate(blocks)][:-1]
     assert all(e % tile == 0 for e in edges)
     assert all(b == tile * windows for b in blocks[1:-1])
-    assert len(blocks) == -(-axis.cells(tile)[1] // windows)
+    assert len(blocks) == -(-axis.covering_cells(tile)[1] // windows)
 
 
 @given(axis=axes, side=st.integers(1, 8), patches=st.integers(1, 6), windows=st.integers(1, 5))
@@ -45,7 +45,7 @@ def test_chunks_of_cells_add_up(axis: PixelRange, side: int, patches: int, windo
     for cell in (1, side, tile):  # cells never straddle blocks
         chunks = cell_chunks(axis, blocks, cell)
         assert len(chunks) == len(blocks)
-        assert sum(chunks) == axis.cells(cell)[1]
+        assert sum(chunks) == axis.covering_cells(cell)[1]
         assert all(c > 0 for c in chunks)
 
 
@@ -59,12 +59,16 @@ def test_spans_tile_the_axis(axis: PixelRange, side: int, patches: int) -> None:
     assert [s.window for s in found] == list(range(found[0].window, found[0].window + len(found)))
     for s in found:
         assert s.window * tile <= s.start < s.stop <= (s.window + 1) * tile
-        assert 0 <= s.first < s.first + s.count <= patches
+        assert 0 <= s.first_patch < s.first_patch + s.n_patches <= patches
         origin = s.window * tile
-        assert origin + s.first * side <= s.start < origin + (s.first + 1) * side
-        assert origin + (s.first + s.count - 1) * side < s.stop <= origin + (s.first + s.count) * side
+        assert origin + s.first_patch * side <= s.start < origin + (s.first_patch + 1) * side
+        assert (
+            origin + (s.first_patch + s.n_patches - 1) * side
+            < s.stop
+            <= origin + (s.first_patch + s.n_patches) * side
+        )
     whole = [s for s in found if s.stop - s.start == tile]
-    assert all((s.first, s.count) == (0, patches) for s in whole)
+    assert all((s.first_patch, s.n_patches) == (0, patches) for s in whole)
     assert len(whole) >= len(found) - 2
 
 
@@ -82,7 +86,7 @@ def test_a_crop_has_the_same_windows_and_patches(
             assert whole[s.window] == s
         else:
             assert whole[s.window].start <= s.start < s.stop <= whole[s.window].stop
-            assert whole[s.window].first <= s.first
+            assert whole[s.window].first_patch <= s.first_patch
 
 
 @given(
@@ -97,7 +101,7 @@ def test_a_crop_has_the_same_windows_and_patches(
 def test_blocks_keep_to_their_limits_and_are_no_smaller_than_they_need(
     rows: PixelRange, cols: PixelRange, tile: int, pixel_bytes: float, limit: int, at_least: int
 ) -> None:
-    down, across = rows.cells(tile)[1], cols.cells(tile)[1]
+    down, across = rows.covering_cells(tile)[1], cols.covering_cells(tile)[1]
 
     def allowed(side: int) -> bool:
         small_enough = (side * tile) ** 2 * pixel_bytes <= limit

@@ -57,7 +57,7 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
         Digital numbers, NaN where missing.
     stats : ndarray or dask array, (2, 10) float64, or None
         Mean and standard deviation to normalize by, where `settings.norm` needs them.
-    rows, cols : Axis
+    rows, cols : PixelRange
         Place of the pixels on the lattice.
     settings : Settings
 
@@ -125,7 +125,7 @@ def encode_block(
     valid = observed(frames)
     check_values(frames, valid, offset_decided=settings.offset_decided)
     y, x = PixelRange(int(rows[0]), len(rows)), PixelRange(int(cols[0]), len(cols))
-    (y_first, height), (x_first, width) = y.cells(settings.cell), x.cells(settings.cell)
+    (y_first, height), (x_first, width) = y.covering_cells(settings.cell), x.covering_cells(settings.cell)
     out = np.full((settings.channels, height, width), np.nan, np.float32)
     if not valid.any():
         return out
@@ -133,7 +133,7 @@ def encode_block(
 
         def run(part: list[WindowPosition], device: torch.device) -> list[torch.Tensor]:
             window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, settings)
-            origin = (part[0][0].first, part[0][1].first)
+            origin = (part[0][0].first_patch, part[0][1].first_patch)
             with _autocast(device, settings.spec):
                 return [_call(model, window, doy, there, origin, settings).float()]
 
@@ -142,12 +142,12 @@ def encode_block(
                 out[:, i.window - y_first, j.window - x_first] = cells
             elif settings.output == "patch":
                 at = (
-                    patches(span, settings).within(axis.grid(settings.side))
+                    patches(span, settings).slice_of(axis.grid(settings.side))
                     for span, axis in ((i, y), (j, x))
                 )
                 out[:, *at] = np.moveaxis(cells, -1, 0)
             else:
-                out[:, i.pixels.within(y), j.pixels.within(x)] = np.moveaxis(
+                out[:, i.pixels.slice_of(y), j.pixels.slice_of(x)] = np.moveaxis(
                     crop_to_cube(cells, i, j, settings), -1, 0
                 )
     return out

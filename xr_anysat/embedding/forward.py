@@ -40,7 +40,8 @@ def exclusive_encoder(spec: EncoderSpec) -> Iterator[Any]:
 
     model = get_encoder(spec)
     turn = _device_locks.setdefault(str(_device(model)), threading.Lock())
-    with turn, worker_torch_threads(), retain_freed_memory(), torch.inference_mode():
+    retain_freed_memory()
+    with turn, worker_torch_threads(), torch.inference_mode():
         yield model
 
 
@@ -57,7 +58,7 @@ def observed_windows(
     for i in spans(y, settings.tile, settings.side):
         for j in spans(x, settings.tile, settings.side):
             if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
-                alike.setdefault((i.first, i.count, j.first, j.count), []).append((i, j))
+                alike.setdefault((i.first_patch, i.n_patches, j.first_patch, j.n_patches), []).append((i, j))
     return list(alike.values())
 
 
@@ -185,7 +186,7 @@ def _crop_window(
     there = valid[at]
     pixels = normalize(clip(frames[at], there), there, settings.norm, stats)
     before = [_left_padding(i, settings), _left_padding(j, settings)]
-    shape = [s.count * settings.side for s in (i, j)]
+    shape = [s.n_patches * settings.side for s in (i, j)]
     if shape == list(pixels.shape[2:]):
         return pixels, there
     inner = np.s_[..., before[0] : before[0] + there.shape[1], before[1] : before[1] + there.shape[2]]
@@ -197,7 +198,7 @@ def _crop_window(
 
 def patches(span: Span, settings: BlockSpec) -> PixelRange:
     """The patches of a window that there are, as an axis of patches."""
-    return PixelRange(span.window * (settings.stride // settings.side) + span.first, span.count)
+    return PixelRange(span.window * (settings.stride // settings.side) + span.first_patch, span.n_patches)
 
 
 def crop_to_cube(cells: np.ndarray, i: Span, j: Span, settings: BlockSpec) -> np.ndarray:
@@ -208,7 +209,7 @@ def crop_to_cube(cells: np.ndarray, i: Span, j: Span, settings: BlockSpec) -> np
 
 def _left_padding(span: Span, settings: BlockSpec) -> int:
     """Pixels of a span's first patch that lie before the cube."""
-    return span.start - span.window * settings.stride - span.first * settings.side
+    return span.start - span.window * settings.stride - span.first_patch * settings.side
 
 
 def _call(

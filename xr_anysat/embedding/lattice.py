@@ -26,8 +26,8 @@ class PixelRange:
 
     Examples
     --------
-    >>> axis = Axis(start=-5, size=60)
-    >>> axis.cells(24)
+    >>> axis = PixelRange(start=-5, size=60)
+    >>> axis.covering_cells(24)
     (-1, 4)
     >>> axis.blocks(24, 1)
     (5, 24, 24, 7)
@@ -41,21 +41,21 @@ class PixelRange:
         """Number of the pixel behind the last."""
         return self.start + self.size
 
-    def cells(self, side: int) -> tuple[int, int]:
+    def covering_cells(self, side: int) -> tuple[int, int]:
         """Number of the first cell of `side` pixels that the axis meets, and how many it meets."""
         first = self.start // side
         return first, -(-self.stop // side) - first
 
     def grid(self, side: int) -> PixelRange:
         """The cells of `side` pixels that the axis meets, as an axis of cells."""
-        return PixelRange(*self.cells(side))
+        return PixelRange(*self.covering_cells(side))
 
-    def within(self, other: PixelRange) -> slice:
+    def slice_of(self, other: PixelRange) -> slice:
         """Where another axis has what it shares with this one.
 
         Examples
         --------
-        >>> Axis(10, 5).within(Axis(8, 4)), Axis(10, 5).within(Axis(0, 4))
+        >>> PixelRange(10, 5).slice_of(PixelRange(8, 4)), PixelRange(10, 5).slice_of(PixelRange(0, 4))
         (slice(2, 4, None), slice(4, 4, None))
         """
         start = min(max(self.start - other.start, 0), other.size)
@@ -66,7 +66,7 @@ class PixelRange:
 
         Windows are whole but for those that the ends of the axis cut.
         """
-        first, count = self.cells(tile)
+        first, count = self.covering_cells(tile)
         edges = [first * tile + tile * i for i in range(0, count, windows)][1:]
         edges = [self.start, *edges, self.stop]
         return tuple(b - a for a, b in pairwise(edges))
@@ -86,10 +86,10 @@ def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[i
 
     Examples
     --------
-    >>> cell_chunks(Axis(-5, 60), (5, 24, 24, 7), 4)
+    >>> cell_chunks(PixelRange(-5, 60), (5, 24, 24, 7), 4)
     (2, 6, 6, 2)
     """
-    return tuple(part.cells(side)[1] for part in axis.parts(blocks))
+    return tuple(part.covering_cells(side)[1] for part in axis.parts(blocks))
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,15 @@ class Span:
         Number of the window.
     start, stop : int
         The pixels that there are, numbered from the anchor.
-    first, count : int
+    first_patch, n_patches : int
         The patches they lie in: the first one's place within the window, and how many.
     """
 
     window: int
     start: int
     stop: int
-    first: int
-    count: int
+    first_patch: int
+    n_patches: int
 
     @property
     def pixels(self) -> PixelRange:
@@ -125,26 +125,26 @@ def spans(
 
     Parameters
     ----------
-    axis : Axis
+    axis : PixelRange
         The pixels that there are.
     tile, side : int
         Pixels on the side of a window and of a patch.
     stride : int, optional
         Pixels from one window to the next; None: they lie side by side.
-    over : Axis, optional
+    over : PixelRange, optional
         Only the windows that meet this part of the axis.
 
     Examples
     --------
-    >>> next(spans(Axis(-5, 60), 24, 4))
-    Span(window=-1, start=-5, stop=0, first=4, count=2)
-    >>> [(s.start, s.stop) for s in spans(Axis(0, 60), 24, 4, stride=12, over=Axis(24, 12))]
+    >>> next(spans(PixelRange(-5, 60), 24, 4))
+    Span(window=-1, start=-5, stop=0, first_patch=4, n_patches=2)
+    >>> [(s.start, s.stop) for s in spans(PixelRange(0, 60), 24, 4, stride=12, over=PixelRange(24, 12))]
     [(12, 36), (24, 48)]
     """
     stride, over = stride or tile, over or axis
     for window in range((over.start - tile) // stride + 1, (over.stop - 1) // stride + 1):
         start, stop = max(axis.start, window * stride), min(axis.stop, window * stride + tile)
-        patch, patches = PixelRange(start, stop - start).cells(side)
+        patch, patches = PixelRange(start, stop - start).covering_cells(side)
         yield Span(window, start, stop, patch - window * (stride // side), patches)
 
 
@@ -173,7 +173,7 @@ def blend_weights(cells: int, overlap: int) -> list[float]:
 
     Examples
     --------
-    >>> [round(w, 2) for w in blend(6, 2)]
+    >>> [round(w, 2) for w in blend_weights(6, 2)]
     [0.15, 0.85, 1.0, 1.0, 0.85, 0.15]
     """
     ramp, stride = min(overlap, cells // 2), cells - overlap
@@ -193,7 +193,7 @@ def block_side(
 
     Parameters
     ----------
-    rows, cols : Axis
+    rows, cols : PixelRange
         The cube.
     tile : int
         Pixels on the side of a window.
@@ -206,12 +206,12 @@ def block_side(
 
     Examples
     --------
-    >>> blocks_for(Axis(0, 10980), Axis(0, 10980), 24, pixel_bytes=3072, limit=64 << 20, at_least=64)
+    >>> block_side(PixelRange(0, 10980), PixelRange(0, 10980), 24, pixel_bytes=3072, limit=64 << 20, at_least=64)
     6
-    >>> blocks_for(Axis(0, 240), Axis(0, 240), 24, pixel_bytes=3072, limit=64 << 20, at_least=16)
+    >>> block_side(PixelRange(0, 240), PixelRange(0, 240), 24, pixel_bytes=3072, limit=64 << 20, at_least=16)
     3
     """
-    down, across = rows.cells(tile)[1], cols.cells(tile)[1]
+    down, across = rows.covering_cells(tile)[1], cols.covering_cells(tile)[1]
     side = 1
     while side < max(down, across):
         wider = side + 1

@@ -195,7 +195,7 @@ class ResolvedOptions:
     def shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the output, before it is pooled."""
         cell = self.settings.cell
-        return self.settings.channels, self.rows.cells(cell)[1], self.cols.cells(cell)[1]
+        return self.settings.channels, self.rows.covering_cells(cell)[1], self.cols.covering_cells(cell)[1]
 
     def compose(self, cube: Cube) -> xr.DataArray:
         """The frames of `cube`, which is the canonical one, or it read again."""

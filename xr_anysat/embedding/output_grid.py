@@ -96,7 +96,7 @@ def _coords(
     coords: dict[Hashable, Any] = {
         k: c.variable for k, c in made.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")
     }
-    cells = {"y": (*rows.cells(cell), rows.start), "x": (*cols.cells(cell), cols.start)}
+    cells = {"y": (*rows.covering_cells(cell), rows.start), "x": (*cols.covering_cells(cell), cols.start)}
     if geobox is not None:
         from affine import Affine
         from odc.geo.geobox import GeoBox

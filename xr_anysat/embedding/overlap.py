@@ -42,7 +42,7 @@ class Tokens:
 
     Attributes
     ----------
-    y, x : Axis
+    y, x : PixelRange
         Its rows and columns of pixels.
     patch : ndarray, (h patches, w patches, D) float32
         Of the patches; zero where nothing was observed.
@@ -109,7 +109,7 @@ def split_at_block_edges(axis: PixelRange, blocks: tuple[int, ...], reach: int) 
 
     Examples
     --------
-    >>> [(p.start, p.stop) for p in pieces(Axis(0, 120), (48, 48, 24), 12)]
+    >>> [(p.start, p.stop) for p in split_at_block_edges(PixelRange(0, 120), (48, 48, 24), 12)]
     [(0, 36), (36, 60), (60, 84), (84, 108), (108, 120)]
     """
     borders = [part.stop for part in axis.parts(blocks)][:-1]
@@ -152,10 +152,10 @@ def encode_tokens(
 
         windows = observed_windows(valid, y, x, squares)
         for (i, j), (token, own, seen) in run_in_batches(windows, run, model, squares):
-            at = patches(i, squares).within(rows), patches(j, squares).within(cols)
+            at = patches(i, squares).slice_of(rows), patches(j, squares).slice_of(cols)
             patch[at], covered[at] = token, True if seen is None else seen
             if local is not None:
-                local[i.pixels.within(y), j.pixels.within(x)] = crop_to_cube(own, i, j, squares)
+                local[i.pixels.slice_of(y), j.pixels.slice_of(x)] = crop_to_cube(own, i, j, squares)
     return Tokens(y, x, patch, covered, local)
 
 
@@ -184,22 +184,24 @@ def blend_block(
         patch = np.zeros((i.size, j.size, dim), np.float32)
         for tokens in known:
             down, across = tokens.y.grid(side), tokens.x.grid(side)
-            patch[down.within(i), across.within(j)] = tokens.patch[i.within(down), j.within(across)]
+            patch[down.slice_of(i), across.slice_of(j)] = tokens.patch[i.slice_of(down), j.slice_of(across)]
         return patch
 
     all_rows, all_cols = (axis.grid(side) for axis in there)
     covered = np.zeros((all_rows.size, all_cols.size), bool)
     for tokens in known:
-        covered[tokens.y.grid(side).within(all_rows), tokens.x.grid(side).within(all_cols)] = tokens.covered
+        covered[tokens.y.grid(side).slice_of(all_rows), tokens.x.grid(side).slice_of(all_cols)] = (
+            tokens.covered
+        )
 
     def seen(i: Span, j: Span) -> np.ndarray:
         """Which patches of a window are covered."""
-        return covered[patches(i, settings).within(all_rows), patches(j, settings).within(all_cols)]
+        return covered[patches(i, settings).slice_of(all_rows), patches(j, settings).slice_of(all_cols)]
 
     def run(part: list[WindowPosition], device: torch.device) -> Any:
         patch = np.stack([gather(patches(i, settings), patches(j, settings)) for i, j in part])
         keys = np.stack([seen(i, j) for i, j in part])
-        origin = part[0][0].first, part[0][1].first
+        origin = part[0][0].first_patch, part[0][1].first_patch
         valid = None if keys.all() else to_device(keys, device)
         return [model.windows(to_device(patch, device), side, valid, origin)[1]]
 
@@ -212,20 +214,20 @@ def blend_block(
         if seen(i, j).any()
     )
     # row by row, for the order of the sums
-    groups = groupby(observed_ones, key=lambda place: [(span.first, span.count) for span in place])
+    groups = groupby(observed_ones, key=lambda place: [(span.first_patch, span.n_patches) for span in place])
     with exclusive_encoder(settings.spec) as model:
         for (i, j), (token,) in run_in_batches((list(alike) for _, alike in groups), run, model, settings):
             down, across = patches(i, settings), patches(j, settings)
-            of = rows.within(down), cols.within(across)
-            weight = weights[i.first :][of[0], None] * weights[j.first :][None, of[1]]
-            blended[down.within(rows), across.within(cols)] += token[of] * weight[..., None]
-    blended[~covered[rows.within(all_rows), cols.within(all_cols)]] = np.nan
+            of = rows.slice_of(down), cols.slice_of(across)
+            weight = weights[i.first_patch :][of[0], None] * weights[j.first_patch :][None, of[1]]
+            blended[down.slice_of(rows), across.slice_of(cols)] += token[of] * weight[..., None]
+    blended[~covered[rows.slice_of(all_rows), cols.slice_of(all_cols)]] = np.nan
     if settings.output == "patch":
         out[:] = np.moveaxis(blended, -1, 0)
         return out
     for tokens in known:
         assert tokens.local is not None  # dense
-        into, of = (tokens.y.within(y), tokens.x.within(x)), (y.within(tokens.y), x.within(tokens.x))
+        into, of = (tokens.y.slice_of(y), tokens.x.slice_of(x)), (y.slice_of(tokens.y), x.slice_of(tokens.x))
         out[dim:, *into] = np.moveaxis(tokens.local[of], -1, 0)
     of_y, of_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
     spread = np.moveaxis(blended[of_y[:, None], of_x], -1, 0)

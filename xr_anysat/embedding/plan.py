@@ -138,7 +138,10 @@ def plan(
         patch_size=settings.side * int(PIXEL),
         overlap=settings.overlap,
         windows=(_windows(resolved.rows, settings), _windows(resolved.cols, settings)),
-        patches=(resolved.rows.cells(settings.side)[1], resolved.cols.cells(settings.side)[1]),
+        patches=(
+            resolved.rows.covering_cells(settings.side)[1],
+            resolved.cols.covering_cells(settings.side)[1],
+        ),
         blocks=(len(layout.down), len(layout.across)),
         block_windows=layout.windows,
         chunks=chunks[: len(shape)],

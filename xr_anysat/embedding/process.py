@@ -7,24 +7,22 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from xr_anysat.model.cost import HEAP_BYTES
 
-if TYPE_CHECKING:
-    pass
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as mallopt(3) has them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt(3)
 
 
 @contextmanager
 def worker_torch_threads() -> Iterator[None]:
-    """Give torch the threads of the dask-distributed worker that this task runs on, else those it has.
+    """Give torch as many threads as the dask-distributed worker of this task has; outside a worker, keep its own.
 
-    Torch keeps the number a thread, so it is set in the thread of the task, each time. It is set also
-    where it stays the same: until that is done once in a process, MKL takes fewer threads for small
-    matrices, and other bits come out. It is set back, because threads that start later take the last
-    number over, and with ``processes=False`` they may be the user's own.
+    Torch stores the number per thread, so it is set in the thread of each task. It is set even where it
+    does not change: until it is set once in a process, MKL uses fewer threads for small matrices, and
+    other bits result. The old number is restored, because threads that start later inherit the last
+    number, and with ``processes=False`` they may be the user's own.
     """
     import torch
 
@@ -36,31 +34,25 @@ def worker_torch_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def retain_freed_memory() -> Iterator[None]:
-    """Have glibc keep what the forwards of a block free for one another, where it was told to give it back at once.
+@cache
+def retain_freed_memory() -> None:
+    """Let glibc keep freed memory for the next forward pass, once per process.
 
-    The nanny of a dask-distributed worker tells it so, by ``MALLOC_TRIM_THRESHOLD_=65536``: each tensor then comes
-    in pages that the system has to clear, a third of the time (docs/speed.md). Left alone, glibc learns to keep
-    them. Between blocks it is as it was, so that what dask frees does go back.
+    The nanny of a dask-distributed worker sets ``MALLOC_TRIM_THRESHOLD_=65536``, so that freed memory goes back to the
+    system at once. Each tensor then gets pages that the system has to clear, which takes a third of the time
+    (docs/speed.md). Without that setting, glibc adapts its thresholds by itself and nothing is changed. What is kept is
+    bounded: up to ``HEAP_BYTES`` of the heap, and arrays above 32 MiB still go back at once.
     """
-    told = os.environ.get("MALLOC_TRIM_THRESHOLD_", "")
-    libc: Any = ctypes.CDLL(None) if told.isdecimal() and sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):  # nothing to set right, or another C library
-        yield
-        return
-    libc.mallopt(_TRIM_THRESHOLD, HEAP_BYTES)
-    libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # no more is possible
-    try:
-        yield
-    finally:
-        libc.mallopt(_TRIM_THRESHOLD, int(told))
-        libc.mallopt(_MMAP_THRESHOLD, int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 128 << 10)))
+    threshold = os.environ.get("MALLOC_TRIM_THRESHOLD_", "")
+    libc: Any = ctypes.CDLL(None) if threshold.isdecimal() and sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # another C library has none
+        libc.mallopt(_TRIM_THRESHOLD, HEAP_BYTES)
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc takes
 
 
 def _nthreads() -> int | None:
-    """Threads of the worker that this task runs on; None outside a worker."""
-    if "distributed" not in sys.modules:  # then this is no worker, and need not wait for its import
+    """Threads of the worker of this task; None outside a worker."""
+    if "distributed" not in sys.modules:  # not a worker; do not import it
         return None
     from distributed import get_worker
 

@@ -35,7 +35,7 @@ def _layout(resolved: ResolvedOptions, dates: int) -> _Layout:
     pixel = max(read, made)
     n, stride = block_windows(rows, cols, s, dates), s.stride
     limit, at_least = block_limits(s)
-    total = rows.cells(stride)[1] * cols.cells(stride)[1]
+    total = rows.covering_cells(stride)[1] * cols.covering_cells(stride)[1]
     what, head = "output" if made >= read else "input", f"{n} × {n} windows a block"
     if total == 1:
         why = "one block, for the cube is one window"
@@ -151,7 +151,7 @@ def _stages(
 def _shapes(parts: list[PixelRange], settings: BlockSpec) -> Counter[tuple[int, int]]:
     """Pixels and patches that the windows of parts of an axis have, and how many windows have them."""
     return Counter(
-        (s.stop - s.start, s.count)
+        (s.stop - s.start, s.n_patches)
         for part in parts
         for s in spans(hull(parts), settings.tile, settings.side, stride=settings.stride, over=part)
     )
