@@ -30,7 +30,7 @@ from xr_anysat.model.weights import (
     load_state,
     with_known_hash,
 )
-from xr_anysat.record import _spec_of
+from xr_anysat.record import encoder_spec_of
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler, Worker
@@ -77,7 +77,7 @@ def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
     ['cpu']
     """
     if isinstance(spec, xr.DataArray):
-        spec = _spec_of(spec)
+        spec = encoder_spec_of(spec)
     if not isinstance(spec, EncoderSpec):
         raise CubeTypeError(
             f"prepare(client, {type(spec).__name__}): wanted the embedding that is to be computed, as embed() "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,14 +18,85 @@ from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, device_of, loaded_sha256
 
+RECORD_VERSION = 1
+"""Version of the schema below. Records without a version are of version 0, which had the same fields."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option of `embed` in the record.
+
+    Attributes
+    ----------
+    default : object
+        The value of records that were written before the field existed.
+    since : int
+        The version of the schema that introduced the field.
+    results : bool
+        Whether it changes results: a store is resumed only by a run with the same value.
+    vectors : bool
+        Whether it changes what vectors mean: embeddings compare only if they have the same value.
+    attribute : str or None
+        The attribute that repeats the option beside ``config``.
+    of_frames : bool
+        Whether the record of frames, attribute ``frames``, holds it, too. That one is then compared, since frames
+        may have been composed before `embed`.
+    """
+
+    default: Any
+    since: int = 0
+    results: bool = True
+    vectors: bool = True
+    attribute: str | None = None
+    of_frames: bool = False
+
+
+FIELDS: dict[str, Field] = {
+    "frames": Field(8, of_frames=True),
+    "period": Field(None, vectors=False),
+    "reduce": Field("median", of_frames=True),
+    "empty": Field("drop", of_frames=True),
+    "doy": Field("midpoint", of_frames=True),
+    "doy_base": Field(0, attribute="doy_base", of_frames=True),
+    "bands": Field(None, vectors=False),
+    "nodata": Field(None, vectors=False),
+    "fill_value": Field(None, of_frames=True),
+    "norm": Field("per_tile_zscore", vectors=False, attribute="norm"),  # vectors: its statistics are compared
+    "patch_size": Field(10, attribute="patch_size_m"),
+    "tile": Field(24, attribute="tile"),
+    "overlap": Field(0, attribute="overlap"),
+    "anchor": Field("auto", vectors=False, attribute="anchor"),
+    "resize": Field(None),
+    "output": Field("patch", attribute="output"),
+    "pool": Field(None, vectors=False, attribute="pool"),
+    "model": Field("base", vectors=False, attribute="model"),  # vectors: compared below, from the attribute
+    "weights": Field(None, results=False, vectors=False, attribute="weights"),  # identified by their hash
+    "device": Field("auto", results=False, vectors=False, attribute="device"),
+    "precision": Field("float32", attribute="precision"),
+    "batch": Field(None, results=False, vectors=False),
+}
+"""Every option of `embed`, in the order of its signature. A new option is a new entry, with its version."""
+
+NOT_COMPARED = {
+    "weights_sha256",
+    "versions",
+    "record_version",
+    "norm_statistics",
+    "grid_hw",
+    "grid_shape",
+    "history",
+}
+"""Further attributes in which an embedding may differ from its store and yet be the same."""
+
 UNRECORDED = "of the cube's own frames, and not recorded"
-"""In the record of how embeddings were made, in place of statistics that nobody wrote down."""
+"""In the record of how embeddings were made, in place of statistics that were not computed yet."""
 
 
 def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
-    """What embeddings must have in common for their vectors to mean the same, as far as attrs tell.
+    """What embeddings must have in common for their vectors to mean the same, as far as attrs say.
 
-    Weights, statistics and settings, but neither place nor time. Empty if there is no record of :func:`embed`.
+    Weights, statistics and the fields with `Field.vectors`, but neither place nor time. Empty without a record of
+    :func:`xr_anysat.embed`.
     """
     if "config" not in emb.attrs:
         return {}
@@ -36,8 +108,9 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
     else:
         norm = attrs.get("norm")
         record["statistics"] = UNRECORDED if norm == "per_tile_zscore" else norm
-    record |= {k: config.get(k) for k in ("output", "patch_size", "tile", "overlap", "resize", "precision")}
-    record |= {k: frames.get(k) for k in ("frames", "reduce", "empty", "doy", "doy_base", "fill_value")}
+    for name, each in FIELDS.items():
+        if each.vectors:
+            record[name] = (frames if each.of_frames else config).get(name, each.default)
     return record
 
 
@@ -52,28 +125,35 @@ def check_comparable(own: Mapping[str, Any], other: Mapping[str, Any], call: str
     Parameters
     ----------
     own, other : Mapping
-        What :func:`made_with` gave.
+        Results of :func:`comparability_record`; a field that one of an older version lacks has its default.
     call, whose : str
-        For the message: what was called, and what `other` is.
+        For the message: the call, and the owner of `other`.
 
     Raises
     ------
     CubeError
         Naming each difference.
     """
-    names = [k for k in {**own, **other} if own.get(k) != other.get(k) or own.get(k) == UNRECORDED]
+
+    def value(record: Mapping[str, Any], name: str) -> Any:
+        older = record and name in FIELDS
+        return record.get(name, FIELDS[name].default if older else None)
+
+    names = [k for k in {**own, **other} if value(own, k) != value(other, k) or value(own, k) == UNRECORDED]
     if not names:
         return
-    said = "; ".join(f"{k} {_described(own.get(k))} here, {_described(other.get(k))} {whose}" for k in names)
+    differing = "; ".join(
+        f"{k} {_described(value(own, k))} here, {_described(value(other, k))} {whose}" for k in names
+    )
     if names == ["statistics"]:
-        mend = (
+        remedy = (
             "embed all with the same, norm='pastis' or one saved norm=cube.anysat.statistics(8): 'per_tile_zscore' "
             "normalizes each cube by its own"
         )
     else:
-        mend = "embed all with the same, as cube.anysat.embed(**json.loads(emb.attrs['config'])) does"
+        remedy = "embed all with the same, as cube.anysat.embed(**json.loads(emb.attrs['config'])) does"
     raise CubeError(
-        f"{call} of embeddings that were not made alike: {said}. Their vectors do not compare; {mend}"
+        f"{call} of embeddings that were not made alike: {differing}. Their vectors do not compare; {remedy}"
     )
 
 
@@ -83,17 +163,17 @@ _RECORD = (
 )  # fmt: skip
 
 
-def _recorded(emb: xr.DataArray) -> bool:
+def has_record(emb: xr.DataArray) -> bool:
     """Whether a cube has the record of `embed`."""
     return all(key in emb.attrs for key in _RECORD)
 
 
-def _spec_of(emb: xr.DataArray) -> EncoderSpec:
+def encoder_spec_of(emb: xr.DataArray) -> EncoderSpec:
     """Read the spec that an embedding was made with from its record."""
     if "config" not in emb.attrs:
         raise CubeTypeError(
             f"prepare(client, DataArray): its attrs {sorted(map(str, emb.attrs))} have no record of an encoder. "
-            "Wanted the embedding that is to be computed, as embed() gave it"
+            "Expected the embedding to compute, as embed() returns it"
         )
     config, sha256 = json.loads(emb.attrs["config"]), emb.attrs["weights_sha256"]
     return EncoderSpec(
@@ -109,7 +189,7 @@ NOT_LOADED = "not loaded yet"
 """In the record, in place of the hash of an official checkpoint that was not here when a lazy graph was built."""
 
 
-def _attrs(
+def embedding_attrs(
     made: xr.DataArray,
     record: dict[str, Any],
     config: dict[str, Any],
@@ -141,6 +221,7 @@ def _attrs(
         "precision": spec.precision,
         "device": spec.device if lazy else device_of(spec),
         "versions": json.dumps(versions()),
+        "record_version": RECORD_VERSION,
         "frames": json.dumps(record),
         "config": json.dumps(config),
     }
@@ -174,33 +255,16 @@ def versions() -> dict[str, str]:
 MESSAGE_CHARS = 120
 """Characters of a value that a message shows."""
 
-# What an embedding may differ in from its store and yet be the same: where the weights lay and the
-# device, since weights are told by their hash, and what depends on either.
-_FREE = {
-    "attrs": {
-        "weights",
-        "weights_sha256",
-        "device",
-        "versions",
-        "norm_statistics",
-        "grid_hw",
-        "grid_shape",
-        "history",
-    },
-    "attrs.config": {"weights", "device", "batch"},
-    "grid": {"geotransform"},  # the transform as text
-}
-
 
 def weights_identity(attrs: dict[Any, Any]) -> str | None:
-    """What tells weights apart, wherever they lie: their hash, but for those that have none, or none yet."""
+    """Location-independent identity of the weights: their hash, or their source where they have none (yet)."""
     source, sha256 = WeightsSource.parse(str(attrs.get("weights"))), attrs.get("weights_sha256")
     if source.kind == "official" or OFFICIAL.has(str(sha256)):
         return "official"
     return str(source) if source.kind == "module" else sha256
 
 
-def _nested(attrs: dict[Any, Any]) -> dict[str, Any]:
+def parse_nested(attrs: dict[Any, Any]) -> dict[str, Any]:
     """Attributes with those that are JSON parsed, so that a difference can be named."""
     nested = {}
     for key, value in attrs.items():
@@ -212,22 +276,46 @@ def _nested(attrs: dict[Any, Any]) -> dict[str, Any]:
     return nested
 
 
-def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names and values of the leaves in which two identities differ."""
+def _compared(place: str, name: str) -> bool:
+    """Whether a run that resumes a store must have the same value; `place` is the dict that holds it."""
+    if place == "grid":
+        return name != "geotransform"  # the transform as text
+    if place == "attrs.config":
+        return name not in FIELDS or FIELDS[name].results
+    if place == "attrs":
+        repeated = [each.results for each in FIELDS.values() if each.attribute == name]
+        return name not in NOT_COMPARED and all(repeated)
+    return True
+
+
+def _value(record: dict[str, Any], place: str, name: str) -> Any:
+    """A value of a record; of a field that it lacks, the default."""
+    if name in record or not record:
+        return record.get(name)
+    if place in ("attrs.config", "attrs.frames") and name in FIELDS:
+        return FIELDS[name].default
+    if place == "attrs":
+        return next((each.default for each in FIELDS.values() if each.attribute == name), None)
+    return None
+
+
+def differences(a: Any, b: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names and values of the leaves in which two identities of stores differ."""
     if isinstance(a, dict) and isinstance(b, dict):
-        for key in dict.fromkeys([*a, *b]):
-            if key not in _FREE.get(name, ()):
-                yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-    elif json.dumps(a) != json.dumps(b):  # NaN is NaN there
-        yield name.removeprefix("attrs."), a, b
+        for name in dict.fromkeys([*a, *b]):
+            if _compared(place, name):
+                values = _value(a, place, name), _value(b, place, name)
+                yield from differences(*values, f"{place}.{name}" if place else name)
+    elif json.dumps(a) != json.dumps(b):  # NaN equals NaN there
+        yield place.removeprefix("attrs."), a, b
 
 
-def _short(value: Any, other: Any) -> str:
+def shorten(value: Any, other: Any) -> str:
     """JSON of a value; of a long one the part where it begins to differ from `other`.
 
     Examples
     --------
-    >>> _short(8, 4), _short("a" * 300 + "b", "a" * 300 + "c")[-20:]
+    >>> shorten(8, 4), shorten("a" * 300 + "b", "a" * 300 + "c")[-20:]
     ('8', 'aaaaaaaaaaaaaaaaaab"')
     """
     text = json.dumps(value)

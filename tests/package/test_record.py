@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import xarray as xr
 from support.cubes import small_cube
 
 import xr_anysat
+from xr_anysat import CubeError, StoreError
+from xr_anysat.record import FIELDS, RECORD_VERSION, Field
 
 TINY = {"model": "tiny", "weights": "random"}
 
@@ -159,3 +162,102 @@ def test_pool() -> None:
         lazy = cube.chunk(time=1, y=5).anysat.embed(None, pool=how, **TINY)
         assert lazy.chunks is not None
         np.testing.assert_allclose(lazy.values, want, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- the schema
+
+
+def maps(**config: Any) -> xr.DataArray:
+    """An embedding whose record says `config` too, as a version with more options would write it."""
+    cube = small_cube(height=12, width=12).chunk(time=9, y=4, x=4)
+    emb = cube.anysat.embed(3, period="2022", tile=4, norm="pastis", **TINY)
+    return emb.assign_attrs(config=json.dumps({**json.loads(emb.attrs["config"]), **config}))
+
+
+def without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k not in names}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_option_of_embed_is_in_the_schema() -> None:
+    _, *options = inspect.signature(xr_anysat.embed).parameters.values()
+    assert list(FIELDS) == [option.name for option in options]
+    assert {o.name: o.default for o in options} == {name: field.default for name, field in FIELDS.items()}
+    config = json.loads(maps().attrs["config"])
+    assert list(config) == list(FIELDS)
+    assert all(field.since <= RECORD_VERSION for field in FIELDS.values())
+
+
+def test_a_store_begun_by_the_schema_before_is_resumed(tmp_path: Path) -> None:
+    """Records of version 0 had no version, and those before them no ``overlap``."""
+    emb, path = maps(), tmp_path / "old" / "area.zarr"
+
+    def stop(finished: int, total: int) -> None:
+        if finished >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        emb.anysat.to_zarr(path, progress=stop)
+    metadata = json.loads((path / "zarr.json").read_text())
+    identity = json.loads(metadata["attributes"]["anysat_store"])
+    attrs = without(identity["attrs"], "record_version", "overlap")
+    identity["attrs"] = attrs | {"config": without(attrs["config"], "overlap")}
+    metadata["attributes"]["anysat_store"] = json.dumps(identity)
+    (path / "zarr.json").write_text(json.dumps(metadata))
+
+    resumed = emb.anysat.to_zarr(path)
+    whole = emb.anysat.to_zarr(tmp_path / "new" / "area.zarr")
+    xr.testing.assert_identical(resumed.compute(), whole.compute())
+    old, new = (without(files(tmp_path / name / "area.zarr"), "zarr.json") for name in ("old", "new"))
+    assert old == new
+
+
+@pytest.fixture
+def attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option that a later version adds."""
+    monkeypatch.setitem(FIELDS, "attention", Field("tokens", since=RECORD_VERSION + 1))
+
+
+@pytest.mark.usefixtures("attention")
+def test_an_option_that_is_new_and_differs_is_refused_by_all(tmp_path: Path) -> None:
+    old, new = maps(), maps(attention="heads")
+    old.anysat.to_zarr(tmp_path / "area.zarr")
+    with pytest.raises(StoreError, match=r'config\.attention is "tokens" in the store and "heads" here'):
+        new.anysat.to_zarr(tmp_path / "area.zarr")
+    says = "attention 'heads' here, 'tokens' (in the other|of the model)"
+    with pytest.raises(CubeError, match=says):
+        new.anysat.change(old)
+    with pytest.raises(CubeError, match=says):
+        new.anysat.reduce(model=old.anysat.reduce(2)[1])
+    with pytest.raises(CubeError, match=says):
+        new.anysat.rgb(model=old.anysat.rgb()[1])
+    with pytest.raises(CubeError, match=says):
+        new.anysat.cluster(model=old.anysat.cluster(2)[1])
+
+
+def test_an_option_that_is_new_and_at_its_default_is_refused_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = maps()
+    old.anysat.to_zarr(tmp_path / "area.zarr")
+    models = old.anysat.reduce(2)[1], old.anysat.cluster(2)[1]  # of the version without the option
+    assert "attention" not in models[0].made_with
+    monkeypatch.setitem(FIELDS, "attention", Field("tokens", since=RECORD_VERSION + 1))
+    new = maps(attention="tokens")
+    new.anysat.to_zarr(tmp_path / "area.zarr")
+    assert float(new.anysat.change(old).max()) < 1e-6
+    new.anysat.reduce(model=models[0])
+    new.anysat.cluster(model=models[1])
+
+
+@pytest.mark.usefixtures("attention")
+def test_an_option_that_changes_no_result_is_refused_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FIELDS, "attention", Field(None, results=False, vectors=False))
+    maps(attention="heads").anysat.to_zarr(tmp_path / "area.zarr")
+    maps().anysat.to_zarr(tmp_path / "area.zarr")
+    assert float(maps().anysat.change(maps(attention="heads")).max()) < 1e-6

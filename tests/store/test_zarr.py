@@ -651,7 +651,8 @@ OTHERS: dict[str, tuple[Callable[..., Any], str]] = {
 def test_another_embedding_is_refused(other: str, begun: Path, formula_tiny: Path) -> None:
     make, says = OTHERS[other]
     before = files(begun.parent)
-    with pytest.raises(StoreError, match=f"area.zarr' was begun with something else, .*{says}"):
+    started = "was started with different settings and cannot be resumed"
+    with pytest.raises(StoreError, match=f"area.zarr' {started}: .*{says}"):
         make(weights=formula_tiny).anysat.to_zarr(begun)
     assert files(begun.parent) == before
 
@@ -744,7 +745,7 @@ def test_another_version_is_warned_of(tmp_path: Path, monkeypatch: pytest.Monkey
     real = xr_anysat.record.versions()
     monkeypatch.setattr("xr_anysat.record.versions", lambda: {**real, "torch": "9.9"})
     with pytest.warns(
-        AnySatWarning, match=rf"was begun with torch {real['torch'].partition('+')[0]}.* and now 9\.9"
+        AnySatWarning, match=rf"was started with torch {real['torch'].partition('+')[0]}.* and now 9\.9"
     ):
         embedded().anysat.to_zarr(tmp_path / "area.zarr")
 
@@ -991,7 +992,7 @@ def store(path, **attrs):
         emb.anysat.to_zarr(path, "int8")
         return "written"
     except xr_anysat.StoreError as error:
-        assert "was begun with something else" in str(error), error
+        assert "was started with different settings" in str(error), error
         return "refused"
 
 for turn in range(2):
@@ -1192,7 +1193,7 @@ def test_two_at_once_on_s3(kind: str, s3: S3Server) -> None:
         written = [path for method, path in gate.requests if method == "PUT" and "/anysat/c/" in path]
     (winner,) = (norm for norm, end in ends.items() if isinstance(end, xr.DataArray))
     (refused,) = (end for end in ends.values() if isinstance(end, StoreError))
-    assert "was begun with something else" in str(refused)
+    assert "was started with different settings" in str(refused)
     assert len(written) == 9  # none of them by the other
     place, options = place_of(kind, s3.url, name)
     same(xr_anysat.open(place, **options), embs[winner])

@@ -19,7 +19,7 @@ from xr_anysat.embedding.output_grid import _resized
 from xr_anysat.embedding.overlap import encode_overlapping
 from xr_anysat.embedding.pooling import _pooled
 from xr_anysat.errors import warn
-from xr_anysat.record import _attrs
+from xr_anysat.record import embedding_attrs
 from xr_anysat.shared.graph import read_again
 
 
@@ -174,5 +174,5 @@ def embed(
     if resolved.geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
     config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
-    emb.attrs = _attrs(made, record, config, settings.spec, stats, emb, lazy)
+    emb.attrs = embedding_attrs(made, record, config, settings.spec, stats, emb, lazy)
     return emb if pool is None else _pooled(emb, pool)

@@ -20,7 +20,7 @@ from xr_anysat.cube.reading import BANDS, PIXEL
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import cell_side, channels
-from xr_anysat.record import _recorded
+from xr_anysat.record import has_record
 from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.stac.catalogs import CATALOGS
 from xr_anysat.store.codecs import SCALE, VALUES, dtypes
@@ -89,7 +89,7 @@ def stac_item(
     >>> item["properties"]["end_datetime"], item["links"][0]["href"]
     ('2022-12-31T23:59:59Z', './anysat-tiny-random-0.json')
     """
-    if not _recorded(emb):
+    if not has_record(emb):
         return None
     attrs, weights, geobox = emb.attrs, _weights(emb.attrs), grid_of(emb)
     model = f"./{weights.id}.json"
@@ -170,7 +170,7 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
     >>> model_item(xr.DataArray(np.ones((4, 2, 3)), dims=("D", "y", "x"))) is None
     True
     """
-    if not _recorded(emb):
+    if not has_record(emb):
         return None
     size, weights = emb.attrs["model"], _weights(emb.attrs)
     bands = [{"name": band} for band in BANDS]

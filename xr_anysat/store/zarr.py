@@ -27,7 +27,7 @@ import xarray as xr
 from xr_anysat.cube.normalization import STATISTICS_LAYER
 from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import StoreError, WriteError, warn
-from xr_anysat.record import _differences, _nested, _short, weights_identity
+from xr_anysat.record import differences, parse_nested, shorten, weights_identity
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.graph import in_turn, turns
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of, with_transform
@@ -237,7 +237,7 @@ def _identity(emb: xr.DataArray, layout: Layout) -> dict[str, Any]:
     coords = {k: list(c.dims) if c.dims else str(c.values) for k, c in others.items()}
     identity = {
         **asdict(layout), "dtype": str(emb.dtype),
-        "grid": grid, "coords": coords, "weights": weights_identity(emb.attrs), "attrs": _nested(emb.attrs),
+        "grid": grid, "coords": coords, "weights": weights_identity(emb.attrs), "attrs": parse_nested(emb.attrs),
     }  # fmt: skip
     out: dict[str, Any] = json.loads(json.dumps(identity, default=json_default))
     return out
@@ -267,23 +267,25 @@ def _check_same(found: dict[str, Any], mine: dict[str, Any], target: StoreLocati
     known = (
         {} if "norm_mean" in mine["attrs"] else {"norm_bands", "norm_mean", "norm_std"}
     )  # not computed yet
-    differences = [
-        f"{name} is {_short(a, b)} in the store and {_short(b, a)} here"
-        for name, a, b in _differences(found, mine)
+    found_differences = [
+        f"{name} is {shorten(a, b)} in the store and {shorten(b, a)} here"
+        for name, a, b in differences(found, mine)
         if name.rpartition(".")[2] not in known
     ]
-    if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
+    if found_differences:
+        shown = "; ".join(found_differences[:5])
+        more = len(found_differences) - 5
+        shown += f"; and {more} more" if more > 0 else ""
         raise StoreError(
-            f"{target} was begun with something else, so it cannot be gone on with: {shown}. Make the embedding as "
-            "it was (the config attribute of the store holds its options), or give another path"
+            f"{target} was started with different settings and cannot be resumed: {shown}. Make the "
+            "embedding as it was (the config attribute of the store holds its options), or give another path"
         )
     before, now = found["attrs"].get("versions"), mine["attrs"].get("versions")
     if before != now:
-        changed = [f"{name} {a} and now {b}" for name, a, b in _differences(before or {}, now or {})]
+        changed = [f"{name} {a} and now {b}" for name, a, b in differences(before or {}, now or {})]
         warn(
-            f"{target} was begun with {', '.join(changed)}: what is written from here on may differ from it by "
-            "rounding. Use the versions it was begun with for a bit-identical result"
+            f"{target} was started with {', '.join(changed)}: blocks written from here on may differ by "
+            "rounding. Use the versions that started it for a bit-identical result"
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from xr_anysat.record import _recorded
+from xr_anysat.record import has_record
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.store.codecs import SCALE
 from xr_anysat.store.stac_items import _cell, _grid, _gsd, _proj, _source_data, _title, _weights
@@ -86,7 +86,7 @@ def group_attributes(
     geobox = grid_of(emb)
     declared: list[dict[str, str]] = []
     attributes: dict[str, Any] = {}
-    if _recorded(emb):
+    if has_record(emb):
         declared.append(GEOEMB)
         attributes |= {"title": _title(emb.attrs), "comment": f"AnySat with {_weights(emb.attrs).said}."}
         attributes |= _geoemb(emb, geobox, data_type, quantization)
