@@ -1,18 +1,19 @@
-"""Windows through the model, block by block: here and in `overlap` dask meets torch.
+"""Run windows through the model, block by block; this module and `overlap` connect dask to torch.
 
-A block is a whole number of windows (cut only by the ends of the cube). Its task gets the frames of
-its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once a
-process. Nothing that is not in those arguments takes part, so results cannot depend on chunks.
+A block is a whole number of windows (cut only by the ends of the cube). Its task receives the frames of
+its pixels, their numbers on the lattice and a small `EncoderSpec`; the model is loaded once per
+process. A result depends on nothing but these arguments, so it cannot depend on chunks.
 
-What a forward may take is decided here too. One runs at a time on a device of a process, for it fills
-the device, or all threads that torch has. Torch has as many as the user set (`torch.set_num_threads`,
-`OMP_NUM_THREADS`; else a thread a core), except in a task of a dask-distributed worker: there it has the
-worker's. Left alone, torch would take every core of the machine in each worker that has no nanny, and a
-single one in each that has, since a nanny sets `OMP_NUM_THREADS=1`.
+One forward pass runs at a time per device and process, because it fills the device, or all threads of
+torch. Torch has as many threads as the user set (`torch.set_num_threads`, `OMP_NUM_THREADS`; else one
+thread per core), except in a task of a dask-distributed worker, where it has those of the worker.
+Otherwise torch would use every core of the machine in each worker without a nanny, and a single core in
+each worker with a nanny, which sets `OMP_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,17 +40,17 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_BYTES = 64 << 20
-"""Bytes that the input and the output of a block may each have: larger ones gain nothing, and wait in memory."""
+"""Most bytes of the input and of the output of a block: larger blocks gain nothing and take memory."""
 
 MIN_BLOCKS = 64
-"""Blocks that a cube is cut into, if it has that many windows: workers idle while the last ones are finished."""
+"""Least number of blocks of a cube that has that many windows: workers idle while the last blocks finish."""
 
 OVERLAP_BLOCK_FACTOR = 4
-"""So many times larger are blocks where windows overlap, for those on a border are computed by both."""
+"""Blocks of overlapping windows are this many times larger, because windows on a border are computed by both blocks."""
 
 
 def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec) -> Any:
-    """Embed frames in windows that lie side by side.
+    """Embed frames in adjacent windows.
 
     Parameters
     ----------
@@ -58,8 +59,8 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
     stats : ndarray or dask array, (2, 10) float64, or None
         Mean and standard deviation to normalize by, where `settings.norm` needs them.
     rows, cols : PixelRange
-        Place of the pixels on the lattice.
-    settings : Settings
+        Position of the pixels on the lattice.
+    settings : BlockSpec
 
     Returns
     -------
@@ -69,43 +70,68 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
     import dask.array as da
 
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
-    windows = block_windows(rows, cols, settings, dates)
-    down, across = rows.blocks(settings.tile, windows), cols.blocks(settings.tile, windows)
-    blocks = ((dates,), (len(BANDS),), down, across)
-    if eager:  # the same graph, computed at once; a name of its own spares hashing all pixels
-        get_encoder(settings.spec)  # a missing checkpoint or device is said before hours of work
+    layout = block_layout(rows, cols, settings, dates)
+    blocks = ((dates,), (len(BANDS),), layout.down, layout.across)
+    if eager:  # the same graph, computed now; name=False avoids hashing all pixels
+        get_encoder(settings.spec)  # report a missing checkpoint or device before hours of work
         frames = da.from_array(frames, chunks=blocks, name=False)
     out = da.blockwise(
         encode_block, "dyx",
         frames.rechunk(blocks, method=RECHUNK), "tbyx",
         stats if stats is None else da.asarray(stats), stats if stats is None else "sc",
-        da.from_array(np.arange(rows.start, rows.stop), chunks=(down,)), "y",
-        da.from_array(np.arange(cols.start, cols.stop), chunks=(across,)), "x",
+        da.from_array(np.arange(rows.start, rows.stop), chunks=(layout.down,)), "y",
+        da.from_array(np.arange(cols.start, cols.stop), chunks=(layout.across,)), "x",
         settings=settings,
         new_axes={"d": settings.channels},
-        adjust_chunks={
-            "y": cell_chunks(rows, down, settings.cell),
-            "x": cell_chunks(cols, across, settings.cell),
-        },
+        adjust_chunks={"y": layout.down_cells, "x": layout.across_cells},
         concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
     )  # fmt: skip
     return out.compute(scheduler="synchronous") if eager else out
 
 
+@dataclass(frozen=True)
+class BlockLayout:
+    """How blocks cut a cube: for both ways to encode, and for :func:`xr_anysat.plan`.
+
+    Attributes
+    ----------
+    windows : int
+        Windows on the side of a block; of overlapping ones, those that start in it.
+    down, across : tuple of int
+        Pixels of the blocks along y and x.
+    down_cells, across_cells : tuple of int
+        Cells of the blocks along y and x: the chunks of the output.
+    """
+
+    windows: int
+    down: tuple[int, ...]
+    across: tuple[int, ...]
+    down_cells: tuple[int, ...]
+    across_cells: tuple[int, ...]
+
+
+def block_layout(rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int) -> BlockLayout:
+    """Cut a cube of these rows and columns into blocks of whole windows."""
+    limit, at_least = block_limits(settings)
+    most = max(pixel_bytes(settings, dates))
+    windows = block_side(rows, cols, settings.stride, pixel_bytes=most, limit=limit, at_least=at_least)
+    down, across = rows.blocks(settings.stride, windows), cols.blocks(settings.stride, windows)
+    return BlockLayout(
+        windows,
+        down,
+        across,
+        cell_chunks(rows, down, settings.cell),
+        cell_chunks(cols, across, settings.cell),
+    )
+
+
 def pixel_bytes(settings: BlockSpec, dates: int) -> tuple[float, float]:
-    """Bytes that a pixel has in a block's frames and in its embedding."""
+    """Bytes per pixel in the frames and in the embedding of a block."""
     return dates * len(BANDS) * 4.0, settings.channels * 4 / settings.cell**2
 
 
-def block_windows(rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int) -> int:
-    """Windows on the side of a block."""
-    limit, at_least = block_limits(settings)
-    most = max(pixel_bytes(settings, dates))
-    return block_side(rows, cols, settings.stride, pixel_bytes=most, limit=limit, at_least=at_least)
-
-
 def block_limits(settings: BlockSpec) -> tuple[int, int]:
-    """Bytes that a block may have, and blocks that a cube is cut into if it has that many windows."""
+    """Most bytes per block, and the least number of blocks of a cube that has that many windows."""
     larger = OVERLAP_BLOCK_FACTOR if settings.overlap else 1
     return BLOCK_BYTES * larger, MIN_BLOCKS // larger
 
@@ -154,6 +180,6 @@ def encode_block(
 
 
 def warn_if_empty(values: Any) -> None:
-    """Say so if nothing at all came out; for results that are already there."""
+    """Warn if a computed result is NaN everywhere."""
     if isinstance(values, np.ndarray) and values.size and np.isnan(values).all():
         warn("nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)")

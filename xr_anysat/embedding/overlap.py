@@ -17,7 +17,7 @@ import numpy as np
 
 from xr_anysat.cube.normalization import check_values, observed
 from xr_anysat.cube.reading import BANDS
-from xr_anysat.embedding.blocks import block_windows
+from xr_anysat.embedding.blocks import block_layout
 from xr_anysat.embedding.forward import (
     crop_to_cube,
     exclusive_encoder,
@@ -27,7 +27,7 @@ from xr_anysat.embedding.forward import (
     to_device,
     window_tensors,
 )
-from xr_anysat.embedding.lattice import PixelRange, Span, blend_weights, cell_chunks, halo, hull, spans
+from xr_anysat.embedding.lattice import PixelRange, Span, blend_weights, halo, hull, spans
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.shared.graph import RECHUNK
@@ -62,14 +62,14 @@ class Tokens:
 def encode_overlapping(
     frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec
 ) -> Any:
-    """Embed frames in overlapping windows; see :func:`xr_anysat.embedding.blocks.encode`."""
+    """Embed frames in overlapping windows; see :func:`xr_anysat.embedding.blocks.encode_windows`."""
     import dask.array as da
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
 
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
-    windows, reach = block_windows(rows, cols, settings, dates), halo(settings.tile, settings.overlap)
-    blocks = [axis.blocks(settings.stride, windows) for axis in (rows, cols)]
+    layout, reach = block_layout(rows, cols, settings, dates), halo(settings.tile, settings.overlap)
+    blocks = layout.down, layout.across
     cut = [split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)]
     chunks = ((dates,), (len(BANDS),), *(tuple(piece.size for piece in each) for each in cut))
     if eager:
@@ -95,12 +95,8 @@ def encode_overlapping(
     layers = HighLevelGraph.from_collections(
         name, graph, dependencies=[frames] if stats is None else [frames, stats]
     )
-    cells = (
-        cell_chunks(axis, sizes, settings.cell) for axis, sizes in zip((rows, cols), blocks, strict=True)
-    )
-    out = da.Array(
-        layers, name, ((settings.channels,), *cells), dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
-    )
+    chunks_out = ((settings.channels,), layout.down_cells, layout.across_cells)
+    out = da.Array(layers, name, chunks_out, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
     return out.compute(scheduler="synchronous") if eager else out
 
 

@@ -20,9 +20,9 @@ from xr_anysat.config import FRAMES
 from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
 from xr_anysat.cube.normalization import PASTIS
 from xr_anysat.cube.reading import BANDS, PIXEL, Cube
-from xr_anysat.embedding.blocks import encode_block
+from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block
 from xr_anysat.embedding.embed import embed
-from xr_anysat.embedding.lattice import PixelRange, cell_chunks, spans
+from xr_anysat.embedding.lattice import PixelRange, spans
 from xr_anysat.embedding.options import (
     EmbedKeywords,
     EmbedOptions,
@@ -34,11 +34,10 @@ from xr_anysat.embedding.options import (
 from xr_anysat.embedding.plan_report import Plan
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.embedding.workload import (
-    _Layout,
-    _layout,
     _multiply_adds,
     _shapes,
     _tokens_bytes,
+    _why_blocks,
     _why_chunks,
     _windows,
 )
@@ -110,7 +109,7 @@ def plan(
     record = json.loads(made.attrs[FRAMES_ATTR])
     settings = resolved.with_days(made)
     dates = len(settings.doy)
-    layout = _layout(resolved, dates)
+    layout = block_layout(resolved.rows, resolved.cols, settings, dates)
     frames_bytes = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
     own = resolved.canonical.array
     acquisitions = own.sizes["time"] if resolved.composed else record["acquisitions"]
@@ -118,11 +117,7 @@ def plan(
     d, height, width = resolved.shape
     cells = height * width if resolved.pool is None else 1
     shape = resolved.shape if resolved.pool is None else (d,)
-    chunks = (
-        (d,),
-        cell_chunks(resolved.rows, layout.down, settings.cell),
-        cell_chunks(resolved.cols, layout.across, settings.cell),
-    )
+    chunks = ((d,), layout.down_cells, layout.across_cells)
     stored = sum(t.itemsize * (1 if name == SCALE else d) for name, t in dtypes(codec, np.float32).items())
     published = _is_upstreams(given.configured().model)
     found = Plan(
@@ -145,7 +140,7 @@ def plan(
         blocks=(len(layout.down), len(layout.across)),
         block_windows=layout.windows,
         chunks=chunks[: len(shape)],
-        why=(layout.why, _why_chunks(resolved, layout, dates, lazy=lazy)),
+        why=(_why_blocks(resolved, layout, dates), _why_chunks(resolved, layout, dates, lazy=lazy)),
         output=settings.output,
         dims=("D", "y", "x")[: len(shape)],
         shape=shape,
@@ -280,7 +275,7 @@ def _warnings(found: Plan, resolved: ResolvedOptions, *, published: bool) -> Ite
 
 
 def _time(
-    resolved: ResolvedOptions, settings: BlockSpec, layout: _Layout, *, published: bool
+    resolved: ResolvedOptions, settings: BlockSpec, layout: BlockLayout, *, published: bool
 ) -> tuple[float, str]:
     """Seconds a multiply-add of the model on this machine, and what was timed."""
     spec, words = settings.spec, ""

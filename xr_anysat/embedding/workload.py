@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from xr_anysat.cube.reading import BANDS
-from xr_anysat.embedding.blocks import block_limits, block_windows, pixel_bytes
+from xr_anysat.embedding.blocks import BlockLayout, block_limits, pixel_bytes
 from xr_anysat.embedding.lattice import PixelRange, halo, hull, spans
 from xr_anysat.embedding.options import ResolvedOptions
 from xr_anysat.embedding.settings import BlockSpec
@@ -18,40 +18,28 @@ from xr_anysat.model.spec import SIZES
 from xr_anysat.shared.text import format_bytes
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Windows on the side of a block, pixels of the blocks down and across, and why."""
-
-    windows: int
-    down: tuple[int, ...]
-    across: tuple[int, ...]
-    why: str
-
-
-def _layout(resolved: ResolvedOptions, dates: int) -> _Layout:
-    """The blocks that :func:`xr_anysat.embedding.blocks.encode` and `encode_overlapping` make."""
+def _why_blocks(resolved: ResolvedOptions, layout: BlockLayout, dates: int) -> str:
+    """Why the blocks have the size that they have."""
     s, rows, cols = resolved.settings, resolved.rows, resolved.cols
     read, made = pixel_bytes(s, dates)
     pixel = max(read, made)
-    n, stride = block_windows(rows, cols, s, dates), s.stride
+    n, stride = layout.windows, s.stride
     limit, at_least = block_limits(s)
     total = rows.covering_cells(stride)[1] * cols.covering_cells(stride)[1]
     what, head = "output" if made >= read else "input", f"{n} × {n} windows a block"
     if total == 1:
-        why = "one block, for the cube is one window"
-    elif (stride * (n + 1)) ** 2 * pixel > limit:
+        return "one block, for the cube is one window"
+    if (stride * (n + 1)) ** 2 * pixel > limit:
         size = (stride * n) ** 2 * pixel
-        why = f"{head}: the most under {format_bytes(limit)} of {what}"
-        if size > limit:
-            why = f"{head}, though the {what} of one is {format_bytes(size)}: a window cannot be cut"
-    elif total < at_least:
-        why = f"{head}: there are {total} windows, and {at_least} blocks are wanted"
-    else:
-        why = f"{head}: the most that make at least {at_least} blocks of the cube"
-    return _Layout(n, rows.blocks(stride, n), cols.blocks(stride, n), why)
+        if size <= limit:
+            return f"{head}: the most under {format_bytes(limit)} of {what}"
+        return f"{head}, though the {what} of one is {format_bytes(size)}: a window cannot be cut"
+    if total < at_least:
+        return f"{head}: there are {total} windows, and {at_least} blocks are wanted"
+    return f"{head}: the most that make at least {at_least} blocks of the cube"
 
 
-def _why_chunks(resolved: ResolvedOptions, layout: _Layout, dates: int, *, lazy: bool) -> str:
+def _why_chunks(resolved: ResolvedOptions, layout: BlockLayout, dates: int, *, lazy: bool) -> str:
     """How the cube's own chunks go into the blocks."""
     if not lazy:
         frames = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
@@ -162,7 +150,7 @@ def _windows(axis: PixelRange, settings: BlockSpec) -> int:
     return sum(1 for _ in spans(axis, settings.tile, settings.side, stride=settings.stride))
 
 
-def _tokens_bytes(settings: BlockSpec, layout: _Layout) -> int:
+def _tokens_bytes(settings: BlockSpec, layout: BlockLayout) -> int:
     """Bytes of the tokens that a block of overlapping windows waits for, and of its sums."""
     if not settings.overlap:
         return 0
