@@ -52,12 +52,9 @@ MAX_PATCHES = 1024
 """Most patches per window that upstream advises (README of gastruc/AnySat)."""
 
 
-def _declare(
-    default: Any, description: str, *, choices: tuple[str, ...] = (), changes_results: bool = True
-) -> Any:
+def _declare(default: Any, description: str, *, choices: tuple[str, ...] = ()) -> Any:
     """Declare an option: its default and the facts that the checks and the documentation read."""
-    facts = {"description": description, "choices": choices, "changes_results": changes_results}
-    return field(default=default, metadata=facts)
+    return field(default=default, metadata={"description": description, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,8 @@ class EmbedOptions:
 
     The order and the defaults are those of the signature, and the fields are the keys of the recorded ``config``.
     An option whose name is a key of :data:`xr_anysat.config.DEFAULTS` can be set by the configuration.
-    The metadata of a field hold its one-line ``description`` (docs/options.md), its ``choices`` (empty: any other
-    check) and whether it ``changes_results`` beyond rounding.
+    The metadata of a field hold its one-line ``description`` (docs/options.md) and its ``choices`` (empty: it has
+    another check). Whether it changes results is said by :data:`xr_anysat.record.FIELDS`.
     """
 
     frames: int | None = _declare(
@@ -101,11 +98,9 @@ class EmbedOptions:
     pool: str | None = _declare(None, '`"mean"`, `"max"`: reduce over y and x', choices=POOLS)
     model: Any = _declare(MODEL, '`"small"`, `"tiny"`, or a module called like upstream\'s')
     weights: Any = _declare(None, 'a path, `"random"`, `("random", seed)`; None: the official checkpoint')
-    device: str = _declare(DEVICE, '`"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`', changes_results=False)
+    device: str = _declare(DEVICE, '`"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`')
     precision: str = _declare(PRECISION, '`"bfloat16"`, `"float16"`, `"int8"` ([speed](speed.md))')
-    batch: int | None = _declare(
-        None, "windows per forward pass on an accelerator; None: by device", changes_results=False
-    )
+    batch: int | None = _declare(None, "windows per forward pass on an accelerator; None: by device")
 
     def configured(self) -> EmbedOptions:
         """These options, with the configured value wherever the caller gave none."""

@@ -16,114 +16,96 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`plan` found out. Prints as text, and as a table in a notebook.
-
-    Attributes
-    ----------
-    acquisitions : int
-        Dates of the cube that take part (of a composed cube: its frames).
-    period : str
-        What was cut into frames, its end exclusive.
-    frame_dates, doy, n_obs : tuple
-        Of each frame: the date, the day of the year, and the acquisitions it is made of.
-    empty_bins : tuple of str
-        Bins of the period without any acquisition.
-    empty : str
-        What becomes of them: ``"drop"`` or ``"nearest"``.
-    pixels : (int, int)
-        Rows and columns that are embedded.
-    tile, overlap, patch_size : int
-        Side of a window in pixels, pixels that it shares with the next, and side of a patch in metres.
-    windows, patches, blocks : (int, int)
-        How many there are down and across; those at the cube's ends may be cut.
-    block_windows : int
-        Windows on the side of a block: of overlapping ones, those that start in it. A block is a task, and a chunk
-        of the output.
-    chunks : tuple of tuple of int
-        Chunks of the output, as dask has them.
-    why : tuple of str
-        Why these chunks, in words.
-    output : str
-        Its kind.
-    dims, shape, dtype
-        Of the output.
-    cell : float
-        Side of an output cell in metres.
-    crs : str or None
-        Its coordinate reference system.
-    model, weights, device : str
-        What runs, and where.
-    flop : int
-        Floating point operations of the model, two a multiply-add, if every pixel was observed: what
-        was not is left out, and then it is less.
-    lazy : bool
-        Whether the cube is: one that is not is embedded at once.
-    bytes_read, reads : int
-        Bytes of the acquisitions that take part, uncompressed, and how many times they are read.
-    codec : str or None
-        How it is stored.
-    bytes_written : int
-        Bytes of the store before compression, which makes it less.
-    memory_input, memory_output, memory_working : int
-        Bytes of a task: its frames, its embeddings, and what the model works in on a CPU.
-    memory_weights : int
-        Bytes of the weights, once a process.
-    seconds, pixels_per_second : float or None
-        Of the model on this machine, with ``calibrate=True``.
-    timed : str
-        What was run to know.
-    warnings : tuple of str
-        What is absurd or impossible about it.
-    """
+    """The result of :func:`plan`. Prints as text, and as a table in a notebook. Each figure is described below it."""
 
     acquisitions: int
+    """Dates of the cube that are used; of a composed cube, its frames."""
     period: str
+    """The period that is cut into frames; its end is exclusive."""
     frame_dates: tuple[str, ...]
+    """Date of each frame."""
     doy: tuple[int, ...]
+    """Day of the year of each frame."""
     n_obs: tuple[int, ...]
+    """Acquisitions of each frame."""
     empty_bins: tuple[str, ...]
+    """Bins of the period without any acquisition."""
     empty: str
+    """What becomes of them: ``"drop"`` or ``"nearest"``."""
     pixels: tuple[int, int]
+    """Rows and columns that are embedded."""
     tile: int
+    """Side of a window in pixels."""
     overlap: int
+    """Pixels that a window shares with the next."""
     patch_size: int
+    """Side of a patch in meters."""
     windows: tuple[int, int]
+    """Number of windows down and across; those at the ends of the cube may be cut."""
     patches: tuple[int, int]
+    """Number of patches down and across; those at the ends of the cube may be cut."""
     blocks: tuple[int, int]
+    """Number of blocks down and across. A block is a task, and a chunk of the output."""
     block_windows: int
+    """Windows on the side of a block; of overlapping ones, those that start in it."""
     chunks: tuple[tuple[int, ...], ...]
+    """Chunks of the output, as in dask."""
     why: tuple[str, ...]
+    """Why these chunks, in words."""
     output: str
+    """Kind of the output."""
     dims: tuple[str, ...]
+    """Dimensions of the output."""
     shape: tuple[int, ...]
+    """Shape of the output."""
     dtype: str
+    """Data type of the output."""
     cell: float
+    """Side of an output cell in meters."""
     crs: str | None
+    """Coordinate reference system of the output."""
     model: str
+    """Size of the model."""
     weights: str
+    """Where its weights come from."""
     device: str
+    """Where it runs."""
     flop: int
+    """Floating point operations of the model, two per multiply-add, if every pixel was observed; fewer otherwise."""
     lazy: bool
+    """Whether the cube is lazy; one that is not is embedded at once."""
     bytes_read: int
+    """Bytes of the acquisitions that are used, uncompressed."""
     reads: int
+    """How many times they are read."""
     codec: str | None
+    """How the embedding is stored."""
     bytes_written: int
+    """Bytes of the store before compression."""
     memory_input: int
+    """Bytes of the frames of a task."""
     memory_output: int
+    """Bytes of the embeddings of a task."""
     memory_working: int
+    """Bytes that the model works in, per task on a CPU."""
     memory_weights: int
+    """Bytes of the weights, once per process."""
     seconds: float | None = None
+    """Time of the model on this machine, with ``calibrate=True``."""
     pixels_per_second: float | None = None
+    """Its rate."""
     timed: str = ""
+    """What was run to measure it."""
     warnings: tuple[str, ...] = ()
+    """Problems found."""
 
     @property
     def memory(self) -> int:
-        """Bytes that a worker with one thread needs, beside Python and its libraries.
+        """Bytes that a worker with one thread needs, in addition to Python and its libraries.
 
-        The frames of a block are there twice: in the pieces of the chunks that they come from, which
-        dask keeps until the block is done, and put together. Frames of blocks to come are there too,
-        for a chunk is read for all of them.
+        The frames of a block are in memory twice: as parts of the chunks that they come from, which dask
+        keeps until the block is done, and concatenated. Frames of later blocks are in memory too, because a
+        chunk is read for all of them.
         """
         return self.memory_weights + 2 * self.memory_input + self.memory_output + self.memory_working
 
@@ -146,7 +128,7 @@ class Plan:
         return f"<table><caption {style}>Plan of an AnySat embedding</caption><tbody>{rows}</tbody></table>"
 
     def _rows(self) -> list[tuple[str, list[str]]]:
-        """Names and lines of what is told, for text and table alike."""
+        """Names and lines of the rows, for both text and table."""
         days = " ".join(map(str, self.doy))
         frames = [
             f"{len(self.doy)} of {self.period}, made of {self.acquisitions} acquisitions",
