@@ -36,7 +36,10 @@ def test_signatures_have_the_declared_options() -> None:
     for function, more in ((xr_anysat.embed, set()), (xr_anysat.plan, own)):
         found = {n: p for n, p in parameters(function).items() if n not in more}
         assert list(found) == list(OPTIONS)
-        assert all(p.default is OPTIONS[n].default for n, p in found.items())  # `option` compares identities
+        assert {n: p.default for n, p in found.items()} == {n: f.default for n, f in OPTIONS.items()}
+        assert all(
+            found[n].default is DEFAULTS[n] for n in found if n in DEFAULTS
+        )  # `option` compares identities
     hints = get_type_hints(EmbedOptions)
     assert get_type_hints(xr_anysat.embed) == {
         **hints,
@@ -48,7 +51,7 @@ def test_signatures_have_the_declared_options() -> None:
 def test_frames_and_statistics_take_declared_options() -> None:
     for function, own in ((xr_anysat.frames, {"n": "frames"}), (xr_anysat.statistics, {})):
         for name, parameter in parameters(function).items():
-            assert parameter.default is OPTIONS[own.get(name, name)].default, (function, name)
+            assert parameter.default == OPTIONS[own.get(name, name)].default, (function, name)
     for f in fields(CompositeOptions):
         assert f.default is MISSING or f.default == OPTIONS[f.name].default
 
