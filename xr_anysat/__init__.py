@@ -42,7 +42,6 @@ from xr_anysat.errors import (
 from xr_anysat.model.weights import load_model
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.zarr import open, to_zarr
-from xr_anysat.view.jupyter import register as register_display
 from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
@@ -95,7 +94,6 @@ __all__ = [
 ]
 
 register()
-register_display()
 
 
 def __getattr__(name: str) -> Any:

@@ -20,12 +20,22 @@ from xr_anysat.analysis.similarity import change, similarity
 from xr_anysat.analysis.vector import sample, zonal
 from xr_anysat.cube.compositing import frames
 from xr_anysat.cube.normalization import statistics
+from xr_anysat.cube.reading import DIM_NAMES, band_name
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.pooling import pool
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.zarr import to_zarr
 from xr_anysat.view.preview import preview
+
+CUBE_METHODS = ("frames", "statistics", "plan", "embed", "preview")
+"""Methods that apply to a Sentinel-2 cube."""
+
+EMBEDDING_METHODS = (
+    "pool", "to_zarr", "to_cog", "seam_score", "preview", "reduce", "rgb", "similarity", "change", "cluster",
+    "sample", "zonal", "classify",
+)  # fmt: skip
+"""Methods that apply to an embedding cube."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,12 +57,32 @@ def _method(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[
 class AnySatAccessor:
     """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
 
+    As the last line of a notebook's cell, ``frames.anysat`` shows composed frames with their calendar; for any other
+    cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.
+
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
     `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
         self._obj = obj
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{dim}: {size:,}" for dim, size in self._obj.sizes.items())
+        if self._obj.dims == ("D", "y", "x"):
+            return f"Embedding cube ({sizes})\nMethods: {', '.join(EMBEDDING_METHODS)}"
+        if _is_sentinel2(self._obj):
+            return f"Sentinel-2 cube ({sizes})\nMethods: {', '.join(CUBE_METHODS)}"
+        return (
+            f"Neither a Sentinel-2 cube nor an embedding cube ({sizes})\n"
+            "Expected: a DataArray (time, band, y, x), a Dataset with one variable (time, y, x) per band, or an "
+            "embedding cube (D, y, x)"
+        )
+
+    def _repr_html_(self) -> str:
+        from xr_anysat.view.jupyter import html
+
+        return html(self._obj, repr(self))
 
     frames = _method(frames)
     statistics = _method(statistics)
@@ -71,6 +101,17 @@ class AnySatAccessor:
     sample = _method(sample)
     zonal = _method(zonal)
     classify = _method(classify)
+
+
+def _is_sentinel2(obj: xr.DataArray | xr.Dataset) -> bool:
+    """Whether `obj` has the dims of a Sentinel-2 cube, with ``time`` as a dim or a scalar coordinate."""
+    named = {dim for dim, names in DIM_NAMES.items() if any(name in obj.dims for name in names)}
+    if any(name in obj.coords for name in DIM_NAMES["time"]):
+        named.add("time")
+    if isinstance(obj, xr.Dataset):
+        return named == {"time", "y", "x"} and any(map(band_name, obj.data_vars))
+    known = {name for names in DIM_NAMES.values() for name in names}
+    return named == set(DIM_NAMES) and set(obj.dims) <= known
 
 
 def register() -> None:

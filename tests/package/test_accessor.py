@@ -22,6 +22,7 @@ from support.paths import ROOT
 
 import xr_anysat
 from xr_anysat import AnySatError, CubeTypeError
+from xr_anysat.accessor import CUBE_METHODS, EMBEDDING_METHODS
 
 TINY = {"model": "tiny", "weights": "random"}
 POSITIONAL = {
@@ -119,6 +120,11 @@ def test_positional_arguments_are_few() -> None:
 
 FOR_CUBES = {"frames", "statistics", "embed", "plan"}
 FOR_BOTH = {"preview"}
+
+
+def test_each_method_is_listed_for_its_kind_of_cube() -> None:
+    assert set(CUBE_METHODS) == FOR_CUBES | FOR_BOTH
+    assert set(EMBEDDING_METHODS) == set(METHODS) - FOR_CUBES
 
 
 def call(obj: xr.DataArray | xr.Dataset, name: str) -> Any:

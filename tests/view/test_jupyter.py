@@ -1,4 +1,4 @@
-"""How composed frames show in Jupyter: without computing, without breaking what others show, in a real kernel."""
+"""What Jupyter shows for `cube.anysat`: without computing, without changing what others show, in a real kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,29 +19,32 @@ import pytest
 import xarray as xr
 from matplotlib.image import imread
 from nbclient import NotebookClient
-from support.cubes import no_compute, placed, unreadable
+from support.cubes import no_compute, odc_stac, placed, unreadable
 from support.paths import TESTS
 
-from xr_anysat.view.jupyter import THUMBNAILS, html, register
+from xr_anysat.view.jupyter import MAX_THUMBNAILS
 from xr_anysat.view.true_color import TRUE_COLOR, true_color
 
 DATES = ("2021-11-05", "2022-01-10", "2022-01-20", "2022-05-01", "2022-12-31", "2023-01-01", "2023-06-01")
-UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def frames(n: int | None = 4, **options: object) -> xr.DataArray:
     return placed(DATES).anysat.frames(n, period="2022", **options)
 
 
-def above(shown: str) -> ElementTree.Element:
-    """What is shown above xarray's own view, which must be well-formed."""
-    found = re.match(r'<div class="anysat-frames".*?</svg></div>', shown, re.DOTALL)
-    assert found
-    return ElementTree.fromstring(found[0])
+def html(cube: xr.DataArray | xr.Dataset) -> str:
+    shown: str = cube.anysat._repr_html_()
+    return shown
+
+
+def parsed(shown: str) -> ElementTree.Element:
+    """What is shown for composed frames, which must be well-formed."""
+    assert shown.startswith('<div class="anysat-frames">')
+    return ElementTree.fromstring(shown)
 
 
 def table(shown: str) -> dict[str, list[str]]:
-    rows = [[("".join(cell.itertext())) for cell in row] for row in above(shown).iter("tr")]
+    rows = [[("".join(cell.itertext())) for cell in row] for row in parsed(shown).iter("tr")]
     return {label: cells for label, *cells in rows}
 
 
@@ -48,11 +53,8 @@ def thumbnails(shown: str) -> list[np.ndarray]:
     return [imread(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
-def test_a_table_of_frames_above_xarrays_own_view() -> None:
-    made = frames()
-    shown = html(made)
-    own, seen = (re.sub(UUID, "", text) for text in (made._repr_html_(), shown))
-    assert seen.endswith(own)
+def test_a_table_of_frames() -> None:
+    shown = html(frames())
     rows = table(shown)
     assert rows["date"] == ["2022-02-15", "2022-05-17", "2022-11-16"]
     assert rows["DOY"] == ["45", "136", "319"]
@@ -62,17 +64,17 @@ def test_a_table_of_frames_above_xarrays_own_view() -> None:
 
 
 def test_the_calendar() -> None:
-    svg = next(e for e in above(html(frames())).iter() if e.tag.endswith("svg"))
-    words = [t.text for t in svg.iter() if t.tag.endswith("text")]
+    svg = next(e for e in parsed(html(frames())).iter() if e.tag == "svg")
+    words = [t.text for t in svg.iter() if t.tag == "text"]
     assert words[:3] == ["2022-01-01 to 2022-12-31 in 4 bins; 1 empty, left out", "DOY of the frames", "45"]
     assert {"in a frame (4)", "outside the period (3)"} <= set(words)
-    paths = [p.attrib["d"] for p in svg.iter() if p.tag.endswith("path")]
+    paths = [p.attrib["d"] for p in svg.iter() if p.tag == "path"]
     assert [p.count("M") for p in paths[:2]] == [4, 3]
     left, right = 190.0, 712.0
     at = [float(x) for p in paths[:2] for x in re.findall(r"M([\d.]+) ", p)]
     assert all(left <= x <= right for x in at)
     assert (at[4], at[-1]) == (left, right)  # far outside, at the edges
-    assert len([r for r in svg.iter() if r.tag.endswith("rect") and "stroke-dasharray" in r.attrib]) == 1
+    assert len([r for r in svg.iter() if r.tag == "rect" and "stroke-dasharray" in r.attrib]) == 1
 
 
 def test_thumbnails_of_what_is_in_memory() -> None:
@@ -82,10 +84,17 @@ def test_thumbnails_of_what_is_in_memory() -> None:
     want, _ = true_color(made.sel(band=TRUE_COLOR).values)
     np.testing.assert_array_equal(np.round(255 * np.stack(images)), want)
     assert images[1][0, 0, 3] == 0
-    assert thumbnails(html(made.drop_sel(band="B4"))) == []
+    for partial in (
+        made.drop_sel(band="B4"),
+        made.isel(band=0),
+        made.isel(band=0, drop=True),
+        made.mean("x", keep_attrs=True),
+    ):
+        assert table(html(partial))["DOY"] == ["45", "136", "319"]
+        assert thumbnails(html(partial)) == []
     many = placed(np.arange("2022-01-01", "2022-02-01", dtype="datetime64[D]")).anysat.frames(None)
     assert thumbnails(html(many)) == []
-    assert len(thumbnails(html(many[:THUMBNAILS]))) == THUMBNAILS
+    assert len(thumbnails(html(many[:MAX_THUMBNAILS]))) == MAX_THUMBNAILS
 
 
 def test_nothing_lazy_is_computed_or_read(tmp_path: Path) -> None:
@@ -111,32 +120,88 @@ def test_text_of_others_is_escaped() -> None:
     assert "left out: &lt;script&gt;alert(1)&lt;/script&gt; (1)" in shown
 
 
+@pytest.mark.parametrize("name", ["doy", "n_obs"])
+def test_coordinates_are_escaped(name: str) -> None:
+    markup = "<script>alert('1')</script>&\""
+    made = frames()
+    shown = html(made.assign_coords({name: ("time", [markup] * made.sizes["time"])}))
+    assert "<script" not in shown
+    assert [markup] * 3 == table(shown)[{"doy": "DOY", "n_obs": "obs."}[name]]
+
+
+def test_dims_are_escaped() -> None:
+    assert html(xr.DataArray([1, 2], dims="<b>")).startswith("<pre>Neither")
+    assert "<b>" not in html(xr.DataArray([1, 2], dims="<b>"))
+
+
 @pytest.mark.parametrize("n", [1, 24, 60])
 def test_bins_of_any_number(n: int) -> None:
     days = np.arange("2022-01-03", "2023-01-01", 5, dtype="datetime64[D]")
     made = placed(days).anysat.frames(n, period="2022")
-    root = above(html(made))
-    labels = [t.text for g in root.iter() if g.tag.endswith("}g") or g.tag == "g" for t in g]
+    root = parsed(html(made))
+    labels = [t.text for g in root.iter() if g.tag == "g" for t in g]
     assert labels == ([str(d) for d in made["doy"].values] if n <= 26 else [])
 
 
-def test_other_arrays_show_as_they_did() -> None:
-    plain = xr.DataArray([1, 2], dims="x")
+SENTINEL2 = "Methods: frames, statistics, plan, embed, preview"
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [
+        (placed, r"Sentinel-2 cube \(time: \d+, band: 10, y: 4, x: 5\)", SENTINEL2),
+        (lambda: placed().rename(time="t", y="lat", x="lon"), r"Sentinel-2 cube \(t: ", SENTINEL2),
+        (lambda: placed().isel(time=0), r"Sentinel-2 cube \(band: 10, y: 4, x: 5\)", SENTINEL2),
+        (odc_stac, r"Sentinel-2 cube \(", SENTINEL2),
+        (frames, r"Sentinel-2 cube \(time: 3, band: 10, ", SENTINEL2),
+        (lambda: xr.DataArray(np.zeros((8, 1200, 3)), dims=("D", "y", "x")),
+         r"Embedding cube \(D: 8, y: 1,200, x: 3\)", "Methods: pool, to_zarr, to_cog, "),
+        (lambda: xr.DataArray(np.zeros(8), dims="D"), r"Neither .* \(D: 8\)", "Expected: a DataArray "),
+        (lambda: placed().isel(band=0), r"Neither .* \(time: ", "Expected: a DataArray "),
+        (lambda: xr.Dataset({"a": ("x", [1])}), r"Neither .* \(x: 1\)", "Expected: a DataArray "),
+    ],
+)  # fmt: skip
+def test_any_cube_in_words(make: Callable[[], xr.DataArray | xr.Dataset], first: str, second: str) -> None:
+    with no_compute():
+        cube = make().chunk()
+        lines = repr(cube.anysat).splitlines()
+        assert re.match(first, lines[0])
+        assert lines[1].startswith(second)
+        if make is not frames:
+            assert html(cube) == f"<pre>{escape(repr(cube.anysat))}</pre>"
+
+
+def test_no_table_without_the_coordinates_of_frames_or_as_text() -> None:
     with xr.set_options(display_style="text"):
-        assert html(frames()) == frames()._repr_html_()
-        assert html(plain) == plain._repr_html_()
-    for array in (plain, frames().mean("time", keep_attrs=True), frames().isel(time=0)):
-        assert "anysat-frames" not in html(array)
-        assert "xr-wrap" in html(array)
+        assert html(frames()).startswith("<pre>Sentinel-2 cube")
+    for array in (frames().mean("time", keep_attrs=True), frames().isel(time=0)):
+        assert html(array).startswith("<pre>")
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.mark.slow
-def test_outside_ipython_nothing_is_registered_or_imported() -> None:
-    heavy = "IPython", "matplotlib", "torch", "sklearn"
-    code = f"import sys, xr_anysat; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
-    register()
+def test_importing_changes_no_formatter_of_ipython() -> None:
+    code = """
+from IPython.core.interactiveshell import InteractiveShell
+formatters = InteractiveShell.instance().display_formatter.formatters
+def state():
+    tables = "type_printers", "deferred_printers", "singleton_printers"
+    return {k: [dict(getattr(f, t)) for t in tables] for k, f in formatters.items()}
+before = state()
+import xr_anysat
+print(state() == before, "text/html" in before)
+"""
+    assert python(code) == "True True"
+
+
+@pytest.mark.slow
+def test_importing_imports_nothing_heavy() -> None:
+    heavy = "IPython", "matplotlib", "torch", "sklearn", "xr_anysat.view.jupyter"
+    assert python(f"import sys, xr_anysat; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 @pytest.mark.slow
@@ -144,10 +209,10 @@ def test_in_a_real_kernel(tmp_path: Path) -> None:
     cells = [
         f"import sys; sys.path.insert(0, {str(TESTS)!r})",
         "from support.cubes import placed, unreadable\nimport xarray as xr\nimport xr_anysat",
-        "frames = placed().anysat.frames(2)\nframes",
-        "unreadable(placed()).anysat.frames(2)",
-        "xr.DataArray([1, 2], dims='x')",
-        "with xr.set_options(display_style='text'):\n    display(frames)",
+        "frames = placed().anysat.frames(2)\nframes.anysat",
+        "unreadable(placed()).anysat.frames(2).anysat",
+        "frames",
+        "placed().anysat",
         "'matplotlib' in sys.modules",
         "frames.anysat.preview()",
         "figure = frames.anysat.preview()",
@@ -159,11 +224,14 @@ def test_in_a_real_kernel(tmp_path: Path) -> None:
     outputs = [[o["data"] for o in cell.outputs if "data" in o] for cell in notebook.cells]
     for at, pictures in ((2, 2), (3, 0)):
         (shown,) = outputs[at]
-        assert shown["text/html"].startswith('<div class="anysat-frames"')
         assert len(thumbnails(shown["text/html"])) == pictures
-        assert "xarray.DataArray" in shown["text/plain"]
-    assert outputs[4][0]["text/html"].count("anysat-frames") == 0
-    assert outputs[5][0]["text/html"].startswith("<pre>")
+        assert len(table(shown["text/html"])["date"]) == 2
+        assert any(e.tag == "svg" for e in parsed(shown["text/html"]))
+        assert shown["text/plain"].startswith("Sentinel-2 cube (time: 2, ")
+    (alone,) = outputs[4]
+    assert "xr-wrap" in alone["text/html"]
+    assert "anysat-frames" not in alone["text/html"]
+    assert outputs[5][0]["text/html"].startswith("<pre>Sentinel-2 cube")
     assert outputs[6][0]["text/plain"] == "False"
     assert outputs[8] == []
     assert outputs[9][0]["text/plain"] == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import check_embedding, require_packages
 from xr_anysat.shared.grid import crs_title, grid_of
 from xr_anysat.shared.values import check_whole_number
-from xr_anysat.view.jupyter import _have_jupyter_show_figures
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
             raise OptionError("model= is for the colours of an embedding: leave it out for a cube of bands")
         require_packages("preview", "matplotlib")
         figure = _draw_frames(*_middle_frames(cube, size))
-    _have_jupyter_show_figures()
+    _show_figures_in_jupyter()
     return figure
 
 
@@ -379,3 +379,19 @@ def nice_length(value: float) -> float:
     """
     power = 10.0 ** math.floor(math.log10(value))
     return max(f * power for f in (1, 2, 5) if f * power <= value)
+
+
+def _show_figures_in_jupyter() -> None:
+    """Have IPython show a Figure that is a cell's value as a picture, as it does once pyplot is imported."""
+    from matplotlib.figure import Figure
+
+    module = sys.modules.get("IPython")
+    shell = None if module is None else module.get_ipython()
+    if shell is None:
+        return
+    from IPython.core.pylabtools import select_figure_formats
+
+    try:
+        shell.display_formatter.formatters["image/png"].lookup_by_type(Figure)
+    except KeyError:
+        select_figure_formats(shell, {"png"})
