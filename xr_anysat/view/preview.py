@@ -374,7 +374,7 @@ def nice_length(value: float) -> float:
 
     Examples
     --------
-    >>> round_below(730), round_below(4.9)
+    >>> nice_length(730), nice_length(4.9)
     (500.0, 2.0)
     """
     power = 10.0 ** math.floor(math.log10(value))
