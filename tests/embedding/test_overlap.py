@@ -208,10 +208,10 @@ def test_nothing_observed_is_nan() -> None:
         ({"overlap": "half"}, r"overlap='half': expected a whole number of pixels"),
         (
             {"overlap": 3, "patch_size": 20},
-            r"overlap=3 pixels: wanted a multiple of the patch side, 2 pixels, up to 6 \(tile=8 less a patch\); "
+            r"overlap=3 pixels: expected a multiple of the patch side, 2 pixels, up to 6 \(tile=8 less a patch\); "
             r"half a window is overlap=4",
         ),
-        ({"overlap": 8}, r"overlap=8 pixels: wanted a multiple of the patch side, 1 pixels, up to 7"),
+        ({"overlap": 8}, r"overlap=8 pixels: expected a multiple of the patch side, 1 pixels, up to 7"),
         ({"overlap": 4, "output": "tile"}, r"overlap=4 with output='tile': only the patches of windows"),
         ({"overlap": 4, "output": "local"}, r"overlap=4 with output='local': only the patches of windows"),
         ({"overlap": 4, "resize": 16}, r"overlap=4 with resize=16: the whole cube is one window"),

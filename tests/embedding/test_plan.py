@@ -333,7 +333,7 @@ def test_datasets_and_arrays_and_chunks_give_the_same_plan() -> None:
         (granules(9600), {"patch_size": 40, "tile": 64}, "7 × 7 windows a block: the most under 64 MiB of input"),
         (granules(480), {}, "2 × 2 windows a block: the most that make at least 64 blocks of the cube"),
         (granules(480), {"overlap": 12}, "13 × 13 windows a block: the most that make at least 16 blocks of the cube"),
-        (granules(72), {}, "1 × 1 windows a block: there are 9 windows, and 64 blocks are wanted"),
+        (granules(72), {}, "1 × 1 windows a block: there are 9 windows, and 64 blocks are expected"),
         (granules(24), {}, "one block, for the cube is one window"),
         (
             granules(4096),
@@ -386,7 +386,7 @@ def test_blocks_say_why(cube: xr.DataArray, options: dict[str, Any], why: str) -
         (
             small_cube(),
             {},
-            "the cube is not lazy: its blocks are made at once, and all 213 KiB of frames and 2.29 MiB of embeddings "
+            "the cube is not lazy: its blocks are computed now, and all 213 KiB of frames and 2.29 MiB of embeddings "
             "are in memory beside them",
         ),
     ],
@@ -562,7 +562,7 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
     for module in (embed_options, plan):
         monkeypatch.setattr(module, "physical_memory", lambda: 1 << 17)
     told = (
-        r"this cube is not lazy, so its embedding is made at once, and 256 KiB of float32 do not fit into the 128 KiB "
+        r"this cube is not lazy, so its embedding is computed now, and 256 KiB of float32 do not fit into the 128 KiB "
         r"of memory here: make it lazy, cube\.chunk\(y=2048, x=2048\), and write the embedding block by block with "
         r"emb\.anysat\.to_zarr\(store, codec='int8'\), which takes a quarter of that, or ask for less: patch_size=40 "
         r"makes one cell of 16 pixels"

@@ -2,7 +2,7 @@
 
 Pixels are numbered from the anchor: the CRS origin (rows grow southward, columns eastward) or the
 cube's own corner. Patches and windows start at multiples of their side in that numbering, so the
-same ground lies in the same patch and window whichever area was asked for.
+same ground lies in the same patch and window whichever area is requested.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PixelRange:
 
     @property
     def stop(self) -> int:
-        """Number of the pixel behind the last."""
+        """Number of the pixel after the last."""
         return self.start + self.size
 
     def covering_cells(self, side: int) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class PixelRange:
         return slice(start, max(start, min(self.stop - other.start, other.size)))
 
     def blocks(self, tile: int, windows: int) -> tuple[int, ...]:
-        """Pixels a block, for blocks of `windows` whole windows of `tile` pixels.
+        """Pixels per block, for blocks of `windows` whole windows of `tile` pixels.
 
         Windows are whole but for those that the ends of the axis cut.
         """
@@ -77,12 +77,12 @@ class PixelRange:
 
 
 def hull(parts: list[PixelRange]) -> PixelRange:
-    """What parts of an axis that lie side by side have together."""
+    """The range that adjacent parts of an axis cover together."""
     return PixelRange(parts[0].start, parts[-1].stop - parts[0].start)
 
 
 def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:
-    """Cells of `side` pixels a block: the chunks of the output along `axis`.
+    """Cells of `side` pixels per block: the chunks of the output along `axis`.
 
     Examples
     --------
@@ -94,14 +94,14 @@ def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[i
 
 @dataclass(frozen=True)
 class Span:
-    """What an axis has of one window.
+    """The part of one window that lies on an axis.
 
     Attributes
     ----------
     window : int
         Number of the window.
     start, stop : int
-        The pixels that there are, numbered from the anchor.
+        The existing pixels, numbered from the anchor.
     first_patch, n_patches : int
         The patches they lie in: the first one's place within the window, and how many.
     """
@@ -114,7 +114,7 @@ class Span:
 
     @property
     def pixels(self) -> PixelRange:
-        """The pixels that there are."""
+        """The existing pixels."""
         return PixelRange(self.start, self.stop - self.start)
 
 
@@ -126,11 +126,11 @@ def spans(
     Parameters
     ----------
     axis : PixelRange
-        The pixels that there are.
+        The existing pixels.
     tile, side : int
         Pixels on the side of a window and of a patch.
     stride : int, optional
-        Pixels from one window to the next; None: they lie side by side.
+        Pixels from one window to the next; None: windows are adjacent.
     over : PixelRange, optional
         Only the windows that meet this part of the axis.
 
@@ -200,9 +200,9 @@ def block_side(
     pixel_bytes : float
         Bytes that a pixel needs: the larger of input and output.
     limit : int
-        Bytes a block may have.
+        Most bytes per block.
     at_least : int
-        Blocks wanted.
+        Least number of blocks.
 
     Examples
     --------

@@ -264,11 +264,11 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
 
 
 def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
-    """What is absurd about so large an embedding, if anything is."""
+    """The problem with an embedding of this size, in words; None if there is none."""
     size, memory = math.prod(resolved.shape) * 4, physical_memory()
     if not lazy and memory is not None and size > memory:
         return (
-            f"this cube is not lazy, so its embedding is made at once, and {format_bytes(size)} of float32 do not fit "
+            f"this cube is not lazy, so its embedding is computed now, and {format_bytes(size)} of float32 do not fit "
             f"into the {format_bytes(memory)} of memory here: make it lazy, cube.chunk(y=2048, x=2048), and write the "
             f"embedding block by block {storage_hint(resolved)}"
         )
@@ -278,7 +278,7 @@ def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
 
 
 def storage_hint(resolved: ResolvedOptions) -> str:
-    """How to write a large embedding, and what makes it smaller, in words."""
+    """How to store a large embedding and how to make it smaller, in words."""
     words = "with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that"
     if resolved.settings.output in ("dense", "local"):
         return f"{words}, or ask for less: output='patch' and patch_size=40 make one cell of 16 pixels"
@@ -324,8 +324,8 @@ def _check_overlap(o: EmbedOptions, side: int, norm: str) -> int:
     most = tile - side
     if overlap % side or overlap > most:
         raise OptionError(
-            f"overlap={overlap} pixels: wanted a multiple of the patch side, {side} pixels, up to {most} (tile={tile} "
-            f"less a patch); half a window is overlap={tile // 2 // side * side}"
+            f"overlap={overlap} pixels: expected a multiple of the patch side, {side} pixels, up to {most} "
+            f"(tile={tile} less a patch); half a window is overlap={tile // 2 // side * side}"
         )
     why = None
     if o.output in ("tile", "local"):

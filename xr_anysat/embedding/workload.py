@@ -35,7 +35,7 @@ def _why_blocks(resolved: ResolvedOptions, layout: BlockLayout, dates: int) -> s
             return f"{head}: the most under {format_bytes(limit)} of {what}"
         return f"{head}, though the {what} of one is {format_bytes(size)}: a window cannot be cut"
     if total < at_least:
-        return f"{head}: there are {total} windows, and {at_least} blocks are wanted"
+        return f"{head}: there are {total} windows, and {at_least} blocks are expected"
     return f"{head}: the most that make at least {at_least} blocks of the cube"
 
 
@@ -44,7 +44,7 @@ def _why_chunks(resolved: ResolvedOptions, layout: BlockLayout, dates: int, *, l
     if not lazy:
         frames = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
         return (
-            f"the cube is not lazy: its blocks are made at once, and all {format_bytes(frames)} of frames and "
+            f"the cube is not lazy: its blocks are computed now, and all {format_bytes(frames)} of frames and "
             f"{format_bytes(math.prod(resolved.shape) * 4)} of embeddings are in memory beside them"
         )
     own = resolved.canonical.array.chunksizes
