@@ -468,7 +468,7 @@ def test_options_are_those_of_embed() -> None:
         cube.anysat.plan(2, peroid="2022")
     with pytest.raises(TypeError, match="positional arguments but 3 were given"):
         cube.anysat.plan(2, "2022")
-    with pytest.raises(OptionError, match="codec='int4': wanted None"):
+    with pytest.raises(OptionError, match="codec='int4': expected None"):
         cube.anysat.plan(2, codec="int4", **TINY)
     with pytest.raises(OptionError, match=r"tile=24 pixels is no multiple of the patch side"):
         cube.anysat.plan(2, patch_size=50, **TINY)
@@ -522,7 +522,7 @@ def test_text_and_table_tell_the_same() -> None:
         "patch, (D: 768, y: 10,980, x: 10,980) float32 chunks of 768 × 144 × 144, cells of 10 m, a <CRS> & more",
         "37.3 PFLOP, less where pixels are missing",
         "135 GiB twice: for the statistics of per_tile_zscore",
-        "86.7 GiB at most: int8 and a float32 scale a cell, before compression",
+        "86.7 GiB at most: int8 and a float32 scale per cell, before compression",
         '5 h 22 min on this machine, 6,247 pixels a second, the model alone <b> & "c"',
     ):
         assert told in words

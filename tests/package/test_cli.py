@@ -220,7 +220,7 @@ def test_forms_of_a_point(capsys, form):
         (["plan", *NOWHERE, "--bbox=1,2,3,4"], "bbox and point given"),
         (["plan", *NOWHERE, "--max-cloud", "300"], "max_cloud=300.0: expected percent"),
         (["embed", *NOWHERE, "--out", ""], "store='': wanted a path"),
-        (["embed", *NOWHERE, "--out", "x", "--codec", "int9"], "codec='int9': wanted"),
+        (["embed", *NOWHERE, "--out", "x", "--codec", "int9"], "codec='int9': expected"),
         (["embed", *NOWHERE, "--out", "x", "--norm", "none.json"], "norm='none.json' cannot be read"),
         (["verify", "not a repository"], "neither a folder on this machine nor owner/name"),
         (["demo", "--size", "63"], "size must be even"),
@@ -530,7 +530,7 @@ def test_plan(area, capsys):
     assert main(["plan", *area.options, "--codec", "int8"]) == 0
     said = capsys.readouterr().out
     assert "blocks    4 × 4 = 16\n" in said
-    assert "int8 and a float32 scale a cell" in said
+    assert "int8 and a float32 scale per cell" in said
     assert "this machine" not in said
     assert main(["plan", *area.options, "--calibrate"]) == 0
     said = capsys.readouterr().out

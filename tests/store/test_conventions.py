@@ -25,8 +25,9 @@ from support.cubes import small_cube
 
 import xr_anysat
 from xr_anysat.store import stac_items as conventions
+from xr_anysat.store.codecs import CODECS
 from xr_anysat.store.stac_items import model_item, stac_item
-from xr_anysat.store.zarr_conventions import QUANTIZATION, group_attributes
+from xr_anysat.store.zarr_conventions import group_attributes
 
 TINY = {"model": "tiny", "weights": "random"}
 ZARR = {"item_id": "area", "href": "./area.zarr", "media_type": "application/vnd.zarr; version=3"}
@@ -159,7 +160,7 @@ def test_group_attributes(
     options: dict[str, Any], chip: int | None, gsd: float, codec: str | None, dtype: str
 ) -> None:
     emb = embedding(**options)
-    attributes = group_attributes(emb, data_type=dtype, quantization=QUANTIZATION.get(codec))
+    attributes = group_attributes(emb, data_type=dtype, quantization=CODECS[codec].quantization)
     assert json.loads(json.dumps(attributes, allow_nan=False)) == attributes
     check_declared(attributes, {"geoemb", "proj", "spatial"})
     check_geoemb(attributes)

@@ -826,10 +826,10 @@ def test_nothing_to_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "codec", "error", "says"),
     [
-        (embeddings, "int4", OptionError, r"codec='int4': wanted None \(as it is\), 'float16'.*or 'int8'"),
-        (embeddings, 8, OptionError, "codec=8: wanted None"),
+        (embeddings, "int4", OptionError, r"codec='int4': expected None \(as it is\), 'float16'.*or 'int8'"),
+        (embeddings, 8, OptionError, "codec=8: expected None"),
         (lambda: embeddings(gaps=0).astype("int16"), None, CubeError, r"int16 and codec=None.*astype\('float32'\)"),
-        (lambda: embeddings(dtype="float64"), "int8", CubeError, "float64 and codec='int8': wanted float32"),
+        (lambda: embeddings(dtype="float64"), "int8", CubeError, "float64 and codec='int8': expected float32"),
         (lambda: embeddings().isel(y=slice(0)), None, CubeError, r"no cells: \(D, y, x\) is \(3, 0, 17\)"),
         (lambda: embeddings().assign_coords(scale=2), None, CubeError, "coordinate 'scale': of a meaning of its own"),
         (lambda: embeddings().assign_coords(anysat=2), None, CubeError, "coordinate 'anysat'"),

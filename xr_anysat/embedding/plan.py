@@ -45,7 +45,7 @@ from xr_anysat.model.cost import PARAMETERS, working_bytes
 from xr_anysat.model.weights import device_of, encoder_spec
 from xr_anysat.shared.grid import crs_title
 from xr_anysat.shared.text import format_bytes, physical_memory
-from xr_anysat.store.codecs import SCALE, check_codec, dtypes
+from xr_anysat.store.codecs import CODECS, check_codec
 
 CALIBRATION_SECONDS = 2.0
 """How long windows are timed at least, beside loading the model."""
@@ -118,7 +118,7 @@ def plan(
     cells = height * width if resolved.pool is None else 1
     shape = resolved.shape if resolved.pool is None else (d,)
     chunks = ((d,), layout.down_cells, layout.across_cells)
-    stored = sum(t.itemsize * (1 if name == SCALE else d) for name, t in dtypes(codec, np.float32).items())
+    stored = CODECS[codec].cell_bytes(d)
     published = _is_upstreams(given.configured().model)
     found = Plan(
         acquisitions=acquisitions,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from xr_anysat.cube.reading import PIXEL
 from xr_anysat.shared.text import format_bytes, format_counts, format_duration, format_si
+from xr_anysat.store.codecs import CODECS
 
 WIDTH = 100
 """Columns of the text."""
@@ -140,7 +141,7 @@ class Plan:
         side = self.patch_size // int(PIXEL)
         sizes = ", ".join(f"{dim}: {n:,}" for dim, n in zip(self.dims, self.shape, strict=True))
         chunk = " × ".join(f"{max(c):,}" for c in self.chunks)
-        store = {None: "float32", "float16": "float16", "int8": "int8 and a float32 scale a cell"}[self.codec]
+        store = CODECS[self.codec].description
         read = f"{format_bytes(self.bytes_read)} " + (
             "once" if self.lazy else "at once, for the cube is not lazy"
         )

@@ -23,7 +23,7 @@ from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.record import has_record
 from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.stac.catalogs import CATALOGS
-from xr_anysat.store.codecs import SCALE, VALUES, dtypes
+from xr_anysat.store.codecs import CODECS, VALUES, dtypes
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -94,9 +94,7 @@ def stac_item(
     attrs, weights, geobox = emb.attrs, _weights(emb.attrs), grid_of(emb)
     model = f"./{weights.id}.json"
     start, end = (pd.Timestamp(day) for day in attrs["temporal_window"].split("/"))
-    decoding = (
-        f"value = {VALUES} × {SCALE}, and a cell of scale NaN has" if codec == "int8" else "a NaN cell has"
-    )
+    decoding = CODECS[codec].formula
     properties = {
         "title": _title(attrs),
         "description": (

@@ -32,7 +32,7 @@ from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.graph import in_turn, turns
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of, with_transform
 from xr_anysat.shared.serialization import json_default
-from xr_anysat.store.codecs import VALUES, check_codec, decode, dtypes, encode
+from xr_anysat.store.codecs import CODECS, VALUES, check_codec, decode, dtypes, encode
 from xr_anysat.store.layout import (
     BLOCK_CELLS,
     Layout,
@@ -366,7 +366,7 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) 
     group = conventions.group_attributes(
         stored,
         data_type=str(dtypes(layout.codec, stored.dtype)[VALUES]),
-        quantization=conventions.QUANTIZATION.get(layout.codec),
+        quantization=CODECS[layout.codec].quantization,
     )
     sides = dict(zip(("y", "x"), layout.block, strict=True))
     for key, coord in stored.coords.items():

@@ -8,7 +8,6 @@ import xarray as xr
 
 from xr_anysat.record import has_record
 from xr_anysat.shared.grid import grid_of
-from xr_anysat.store.codecs import SCALE
 from xr_anysat.store.stac_items import _cell, _grid, _gsd, _proj, _source_data, _title, _weights
 
 if TYPE_CHECKING:
@@ -42,17 +41,6 @@ SPATIAL = {
     "description": "Spatial coordinate information",
 }
 
-QUANTIZATION: dict[str | None, dict[str, Any]] = {
-    "int8": {
-        "method": "per_pixel_scale",
-        "original_dtype": "float32",
-        "quantized_dtype": "int8",
-        "scale": {"type": "array", "array_name": SCALE, "nodata": "NaN"},
-    },
-    "float16": {"method": "cast", "original_dtype": "float32", "quantized_dtype": "float16"},
-}
-"""``geoemb:quantization`` of each codec. Of ``int8``: value = code × scale, cell by cell."""
-
 
 def group_attributes(
     emb: xr.DataArray, *, data_type: str, quantization: dict[str, Any] | None
@@ -66,7 +54,7 @@ def group_attributes(
     data_type : str
         Of the stored values: ``"float32"``, ``"float16"`` or ``"int8"``.
     quantization : dict, optional
-        How values became codes, as in :data:`QUANTIZATION`; None where they are stored as they are.
+        How values became codes, as in :class:`xr_anysat.store.codecs.Codec`; None where they are stored as they are.
 
     Returns
     -------
