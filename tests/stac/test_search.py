@@ -1010,7 +1010,7 @@ def test_what_a_mask_of_ones_own_is_given(tmp_path):
 )
 def test_a_mask_of_ones_own_that_is_none(tmp_path, answer):
     cube = open_s2(**area_of(), catalog=[make_item(tmp_path, "x")], mask=answer)
-    with pytest.raises(OptionError, match=r"wanted a DataArray \(time, y, x\) of bool"):
+    with pytest.raises(OptionError, match=r"expected a DataArray \(time, y, x\) of bool"):
         cube.compute()
 
 
