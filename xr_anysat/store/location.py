@@ -78,7 +78,7 @@ class StoreLocation:
 
         Examples
         --------
-        >>> Target("/data/area.zarr").beside(), Target("memory://area.zarr").beside()[1]
+        >>> StoreLocation("/data/area.zarr").beside(), StoreLocation("memory://area.zarr").beside()[1]
         ((LocalStore('file:///data'), 'area.'), '')
         """
         parent = self.address.removesuffix(self.name).rstrip("/") if isinstance(self.address, str) else ":"
@@ -100,7 +100,7 @@ def parse_location(store: Any, storage_options: dict[str, Any] | None = None) ->
     Examples
     --------
     >>> parse_location("s3://bucket/area.zarr/", {"anon": False})
-    Target(address='s3://bucket/area.zarr')
+    StoreLocation(address='s3://bucket/area.zarr')
     """
     from zarr.abc.store import Store
 
