@@ -348,7 +348,7 @@ def path() -> None:
     if found is None:
         raise AnySatError(
             "the official checkpoint is not on this machine: fetch it, xr-anysat weights fetch, or put it at "
-            f"{str(checkpoint.cache_dir() / Path(checkpoint.OFFICIAL.filename).name)!r}"
+            f"{str(checkpoint.manual_path())!r}"
         )
     print(found)
 

@@ -24,7 +24,7 @@ from xr_anysat.model.state_dict import cached_file, new_file, write_cached
 from xr_anysat.model.weights import (
     ENCODED,
     EncoderSpec,
-    get_encoder,
+    device_of,
     is_available_offline,
     is_cached,
     load_state,
@@ -182,8 +182,7 @@ async def _ready(spec: EncoderSpec, dask_worker: Worker) -> str:
     """Load an encoder on a worker, off its event loop; the device that it is on."""
     if not await asyncio.to_thread(is_available_offline, spec):
         await _fetch(spec, dask_worker)
-    encoder = await asyncio.to_thread(get_encoder, spec)
-    return str(next(encoder.parameters()).device)
+    return await asyncio.to_thread(device_of, spec)
 
 
 async def _fetch(spec: EncoderSpec, worker: Worker) -> None:

@@ -101,7 +101,7 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
     if "config" not in emb.attrs:
         return {}
     attrs = emb.attrs
-    config, frames = (json.loads(attrs.get(name, "{}")) for name in ("config", "frames"))
+    nested = parse_nested(attrs)
     record = {"model": attrs.get("model"), "weights": weights_identity(attrs)}
     if "norm_mean" in attrs:
         record["statistics"] = [[float(v) for v in attrs[k]] for k in ("norm_mean", "norm_std")]
@@ -110,7 +110,8 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
         record["statistics"] = UNRECORDED if norm == "per_tile_zscore" else norm
     for name, each in FIELDS.items():
         if each.vectors:
-            record[name] = (frames if each.of_frames else config).get(name, each.default)
+            place = "frames" if each.of_frames else "config"
+            record[name] = _value(nested.get(place, {}), f"attrs.{place}", name)
     return record
 
 
@@ -280,7 +281,7 @@ def _compared(place: str, name: str) -> bool:
     """Whether a run that resumes a store must have the same value; `place` is the dict that holds it."""
     if place == "grid":
         return name != "geotransform"  # the transform as text
-    if place == "attrs.config":
+    if place in ("attrs.config", "attrs.frames"):
         return name not in FIELDS or FIELDS[name].results
     if place == "attrs":
         repeated = [each.results for each in FIELDS.values() if each.attribute == name]
@@ -289,7 +290,7 @@ def _compared(place: str, name: str) -> bool:
 
 
 def _value(record: dict[str, Any], place: str, name: str) -> Any:
-    """A value of a record; of a field that it lacks, the default."""
+    """A value of a record; of a field that it lacks, the default. An empty record has no value at all."""
     if name in record or not record:
         return record.get(name)
     if place in ("attrs.config", "attrs.frames") and name in FIELDS:

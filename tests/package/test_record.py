@@ -215,6 +215,14 @@ def test_a_store_begun_by_the_schema_before_is_resumed(tmp_path: Path) -> None:
     assert old == new
 
 
+def test_an_embedding_that_lost_the_record_of_its_frames_compares_with_none() -> None:
+    emb = maps()
+    lost = emb.copy()
+    lost.attrs = without(emb.attrs, "frames")
+    with pytest.raises(CubeError, match="reduce not recorded here, 'median' in the other"):
+        lost.anysat.change(emb)
+
+
 @pytest.fixture
 def attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that a later version adds."""
