@@ -21,8 +21,8 @@ import numpy as np
 from xr_anysat.cube.normalization import check_values, observed
 from xr_anysat.cube.reading import BANDS
 from xr_anysat.embedding.forward import (
-    _autocast,
-    _call,
+    autocast_for,
+    call_model,
     crop_to_cube,
     exclusive_encoder,
     observed_windows,
@@ -160,8 +160,8 @@ def encode_block(
         def run(part: list[WindowPosition], device: torch.device) -> list[torch.Tensor]:
             window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, settings)
             origin = (part[0][0].first_patch, part[0][1].first_patch)
-            with _autocast(device, settings.spec):
-                return [_call(model, window, doy, there, origin, settings).float()]
+            with autocast_for(device, settings.spec):
+                return [call_model(model, window, doy, there, origin, settings).float()]
 
         for (i, j), (cells,) in run_in_batches(observed_windows(valid, y, x, settings), run, model, settings):
             if settings.output == "tile":

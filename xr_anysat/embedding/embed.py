@@ -15,9 +15,9 @@ from xr_anysat.cube.normalization import Statistics, tile_statistics
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
 from xr_anysat.embedding.options import EmbedOptions, resolve_options, size_warning
-from xr_anysat.embedding.output_grid import _resized
+from xr_anysat.embedding.output_grid import resize_frames
 from xr_anysat.embedding.overlap import encode_overlapping
-from xr_anysat.embedding.pooling import _pooled
+from xr_anysat.embedding.pooling import pool_cells
 from xr_anysat.errors import warn
 from xr_anysat.record import embedding_attrs
 from xr_anysat.shared.graph import read_again
@@ -156,7 +156,7 @@ def embed(
     made = resolved.compose(resolved.canonical)
     record = json.loads(made.attrs[FRAMES_ATTR])
     settings = resolved.with_days(made)
-    data = made.data if resolved.resize is None else _resized(made.data, resolved.resize)
+    data = made.data if resolved.resize is None else resize_frames(made.data, resolved.resize)
     lazy = not isinstance(data, np.ndarray)
     stats = None if resolved.statistics is None else resolved.statistics.array()
     if settings.norm == "per_tile_zscore":
@@ -175,4 +175,4 @@ def embed(
         emb.encoding["grid_mapping"] = "spatial_ref"
     config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
     emb.attrs = embedding_attrs(made, record, config, settings.spec, stats, emb, lazy)
-    return emb if pool is None else _pooled(emb, pool)
+    return emb if pool is None else pool_cells(emb, pool)

@@ -212,7 +212,7 @@ def _left_padding(span: Span, settings: BlockSpec) -> int:
     return span.start - span.window * settings.stride - span.first_patch * settings.side
 
 
-def _call(
+def call_model(
     model: Any,
     window: torch.Tensor,
     doy: torch.Tensor,
@@ -281,7 +281,7 @@ def windows_at_once(tile: int, device: str) -> int:
     return 1 if device == "cpu" else max(1, (1 << 16) // tile**2)
 
 
-def _autocast(device: torch.device, spec: EncoderSpec) -> Any:
+def autocast_for(device: torch.device, spec: EncoderSpec) -> Any:
     """The precision of a module that was handed in; an encoder that we loaded has it from `get_encoder`."""
     import torch
 

@@ -25,7 +25,7 @@ from xr_anysat.cube.compositing import (
 from xr_anysat.cube.normalization import Statistics, parse_norm
 from xr_anysat.cube.reading import PIXEL, Cube, read_cube
 from xr_anysat.embedding.lattice import PixelRange
-from xr_anysat.embedding.output_grid import _coords, _effective_anchor, _resized_grid, lattice_axes
+from xr_anysat.embedding.output_grid import effective_anchor, lattice_axes, output_coords, resized_grid
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import OptionError, warn
 from xr_anysat.model.weights import encoder_spec
@@ -231,8 +231,8 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
 
     geobox, shape = canonical.geobox, canonical.array.shape[-2:]
     if resize is not None:
-        geobox, shape = _resized_grid(geobox, shape, resize)
-    anchor = _effective_anchor(o.anchor, geobox, shape, tile)
+        geobox, shape = resized_grid(geobox, shape, resize)
+    anchor = effective_anchor(o.anchor, geobox, shape, tile)
     rows, cols = lattice_axes(anchor, geobox, shape)
     settings = BlockSpec(
         spec=spec, doy=(), norm=norm, output=o.output, tile=tile, side=side, batch=batch, overlap=overlap
@@ -256,7 +256,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
         rows=rows,
         cols=cols,
         geobox=geobox,
-        coords=_coords(canonical.array, geobox, rows, cols, settings.cell),
+        coords=output_coords(canonical.array, geobox, rows, cols, settings.cell),
         resize=resize,
         pool=o.pool,
         config=config,

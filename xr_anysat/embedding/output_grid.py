@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 
-def _effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...], tile: int) -> str:
+def effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...], tile: int) -> str:
+    """The anchor that applies: ``"auto"`` is resolved to ``"grid"`` or ``"cube"``."""
     if anchor == "grid" and geobox is None:
         raise OptionError(
             "anchor='grid' needs a CRS: set one with cube.odc.assign_crs('EPSG:32632'), or use anchor='cube'"
@@ -39,7 +40,7 @@ def lattice_axes(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> 
     return PixelRange(row, shape[-2]), PixelRange(col, shape[-1])
 
 
-def _resized_grid(
+def resized_grid(
     geobox: GeoBox | None, shape: tuple[int, ...], size: int
 ) -> tuple[GeoBox | None, tuple[int, ...]]:
     """Grid and shape of a square cube of size × size pixels in place of its own."""
@@ -52,7 +53,7 @@ def _resized_grid(
     return None if geobox is None else geobox.zoom_to((size, size)), (size, size)
 
 
-def _resized(data: Any, size: int) -> Any:
+def resize_frames(data: Any, size: int) -> Any:
     """Square frames resampled to size × size pixels."""
     weights = bilinear(data.shape[-1], size)
     if isinstance(data, np.ndarray):
@@ -89,7 +90,7 @@ def resample(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return np.where(share >= 0.5, value / share, np.nan).astype(np.float32)
 
 
-def _coords(
+def output_coords(
     made: xr.DataArray, geobox: GeoBox | None, rows: PixelRange, cols: PixelRange, cell: int
 ) -> dict[Hashable, Any]:
     """Centres of the cells, the CRS, and the scalar coords of the cube."""

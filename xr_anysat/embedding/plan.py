@@ -34,12 +34,12 @@ from xr_anysat.embedding.options import (
 from xr_anysat.embedding.plan_report import Plan
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.embedding.workload import (
-    _multiply_adds,
-    _shapes,
-    _tokens_bytes,
-    _why_blocks,
-    _why_chunks,
-    _windows,
+    count_windows,
+    explain_blocks,
+    explain_chunks,
+    token_bytes,
+    total_multiply_adds,
+    window_shapes,
 )
 from xr_anysat.model.cost import PARAMETERS, working_bytes
 from xr_anysat.model.weights import device_of, encoder_spec
@@ -132,7 +132,7 @@ def plan(
         tile=settings.tile,
         patch_size=settings.side * int(PIXEL),
         overlap=settings.overlap,
-        windows=(_windows(resolved.rows, settings), _windows(resolved.cols, settings)),
+        windows=(count_windows(resolved.rows, settings), count_windows(resolved.cols, settings)),
         patches=(
             resolved.rows.covering_cells(settings.side)[1],
             resolved.cols.covering_cells(settings.side)[1],
@@ -140,7 +140,7 @@ def plan(
         blocks=(len(layout.down), len(layout.across)),
         block_windows=layout.windows,
         chunks=chunks[: len(shape)],
-        why=(_why_blocks(resolved, layout, dates), _why_chunks(resolved, layout, dates, lazy=lazy)),
+        why=(explain_blocks(resolved, layout, dates), explain_chunks(resolved, layout, dates, lazy=lazy)),
         output=settings.output,
         dims=("D", "y", "x")[: len(shape)],
         shape=shape,
@@ -151,7 +151,7 @@ def plan(
         weights=str(settings.spec.source),
         device=settings.spec.device,
         flop=2
-        * _multiply_adds(
+        * total_multiply_adds(
             settings,
             resolved.rows.parts(layout.down),
             resolved.cols.parts(layout.across),
@@ -167,7 +167,7 @@ def plan(
         memory_working=working_bytes(
             settings.spec.size, settings.output, dates=dates, side=settings.side, tile=settings.tile
         )
-        + _tokens_bytes(settings, layout),
+        + token_bytes(settings, layout),
         memory_weights=PARAMETERS[settings.spec.size] * 4,
     )
     found = replace(found, warnings=tuple(_warnings(found, resolved, published=published)))
@@ -264,7 +264,7 @@ def _warnings(found: Plan, resolved: ResolvedOptions, *, published: bool) -> Ite
     cut = sum(
         n
         for axis in (resolved.rows, resolved.cols)
-        for (size, _), n in _shapes([axis], resolved.settings).items()
+        for (size, _), n in window_shapes([axis], resolved.settings).items()
         if size < resolved.settings.tile
     )
     if published and cut:
@@ -304,7 +304,7 @@ def _time(
     seconds: list[float] = []
     while sum(seconds) < CALIBRATION_SECONDS:
         seconds.append(run(rows, cols))
-    work = _multiply_adds(settings, [rows], [cols], published=published)
+    work = total_multiply_adds(settings, [rows], [cols], published=published)
     what = f"{rows.size} × {cols.size} pixels and {len(settings.doy)} frames, timed {len(seconds)} × on {device}{words}"
     return statistics.median(seconds) / work, what
 

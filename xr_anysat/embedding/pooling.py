@@ -44,10 +44,11 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
     check_choice("how", how, POOLS)
     if not isinstance(emb, xr.DataArray) or not {"D", "y", "x"} <= set(emb.dims):
         check_embedding(emb, "pool()")
-    return _pooled(emb, how)
+    return pool_cells(emb, how)
 
 
-def _pooled(emb: xr.DataArray, how: str) -> xr.DataArray:
+def pool_cells(emb: xr.DataArray, how: str) -> xr.DataArray:
+    """Reduce over y and x, and record it; `how` is already checked."""
     out = getattr(emb, how)(("y", "x"), skipna=True, keep_attrs=True)
     out.attrs = {**emb.attrs, "pool": how}
     if "config" in out.attrs:

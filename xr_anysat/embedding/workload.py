@@ -18,7 +18,7 @@ from xr_anysat.model.spec import SIZES
 from xr_anysat.shared.text import format_bytes
 
 
-def _why_blocks(resolved: ResolvedOptions, layout: BlockLayout, dates: int) -> str:
+def explain_blocks(resolved: ResolvedOptions, layout: BlockLayout, dates: int) -> str:
     """Why the blocks have the size that they have."""
     s, rows, cols = resolved.settings, resolved.rows, resolved.cols
     read, made = pixel_bytes(s, dates)
@@ -39,7 +39,7 @@ def _why_blocks(resolved: ResolvedOptions, layout: BlockLayout, dates: int) -> s
     return f"{head}: the most that make at least {at_least} blocks of the cube"
 
 
-def _why_chunks(resolved: ResolvedOptions, layout: BlockLayout, dates: int, *, lazy: bool) -> str:
+def explain_chunks(resolved: ResolvedOptions, layout: BlockLayout, dates: int, *, lazy: bool) -> str:
     """How the cube's own chunks go into the blocks."""
     if not lazy:
         frames = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
@@ -106,7 +106,7 @@ def _cut(pieces: tuple[int, ...], others: tuple[int, ...]) -> int:
     )
 
 
-def _multiply_adds(
+def total_multiply_adds(
     settings: BlockSpec, down: list[PixelRange], across: list[PixelRange], *, published: bool
 ) -> int:
     """Multiply-adds of blocks that lie so down and across, all pixels observed.
@@ -124,8 +124,8 @@ def _stages(
 ) -> tuple[int, int, int]:
     """Multiply-adds of the model's three stages in all windows that the parts of the two axes meet."""
     pixels = patches = windows = 0
-    for (height, p), n in _shapes(down, settings).items():
-        for (width, q), m in _shapes(across, settings).items():
+    for (height, p), n in window_shapes(down, settings).items():
+        for (width, q), m in window_shapes(across, settings).items():
             one = multiply_adds(
                 settings.spec.size, settings.output, dates=len(settings.doy), side=settings.side,
                 pixels=height * width, patches=p * q, savings=not published,
@@ -136,7 +136,7 @@ def _stages(
     return pixels, patches, windows
 
 
-def _shapes(parts: list[PixelRange], settings: BlockSpec) -> Counter[tuple[int, int]]:
+def window_shapes(parts: list[PixelRange], settings: BlockSpec) -> Counter[tuple[int, int]]:
     """Pixels and patches that the windows of parts of an axis have, and how many windows have them."""
     return Counter(
         (s.stop - s.start, s.n_patches)
@@ -145,12 +145,12 @@ def _shapes(parts: list[PixelRange], settings: BlockSpec) -> Counter[tuple[int, 
     )
 
 
-def _windows(axis: PixelRange, settings: BlockSpec) -> int:
+def count_windows(axis: PixelRange, settings: BlockSpec) -> int:
     """Windows along an axis."""
     return sum(1 for _ in spans(axis, settings.tile, settings.side, stride=settings.stride))
 
 
-def _tokens_bytes(settings: BlockSpec, layout: BlockLayout) -> int:
+def token_bytes(settings: BlockSpec, layout: BlockLayout) -> int:
     """Bytes of the tokens that a block of overlapping windows waits for, and of its sums."""
     if not settings.overlap:
         return 0

@@ -56,7 +56,7 @@ class Layout:
         return {(i, j) for i in range(down) for j in range(across)}
 
 
-def _prepare_for_store(emb: xr.DataArray) -> xr.DataArray:
+def prepare_for_store(emb: xr.DataArray) -> xr.DataArray:
     """The cube with its coordinates in memory and its transform right, if a store can hold it."""
     if not emb.size:
         raise CubeError(
@@ -79,7 +79,7 @@ def _prepare_for_store(emb: xr.DataArray) -> xr.DataArray:
     return with_transform(emb, geobox)  # selecting cells leaves the transform of the whole behind
 
 
-def _blocks_of(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
+def margin_and_block(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
     """Margin and cells of a block, along y and x, for a store of a chunked cube: its chunks, if they will do."""
     # a margin has coordinates only where there is a grid, and nothing but the grid goes along it
     along = {k for k, c in emb.coords.items() if {"y", "x"} & set(c.dims)}
@@ -97,7 +97,7 @@ def _blocks_of(emb: xr.DataArray) -> tuple[tuple[int, int], tuple[int, int]]:
     return (margins[0], margins[1]), (sides[0], sides[1])
 
 
-def _in_blocks(emb: xr.DataArray, layout: Layout) -> xr.DataArray:
+def rechunk_to_blocks(emb: xr.DataArray, layout: Layout) -> xr.DataArray:
     """The cube in chunks that are the blocks of a store."""
     sizes = zip((emb.sizes["y"], emb.sizes["x"]), layout.margin, layout.block, strict=True)
     chunks = [(emb.sizes["D"],), *(_cut(*each) for each in sizes)]
@@ -118,12 +118,12 @@ def _cut(size: int, margin: int, side: int) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(edges))
 
 
-def _inner(block: tuple[int, ...], cell_bytes: int) -> tuple[int, int]:
+def inner_chunk(block: tuple[int, ...], cell_bytes: int) -> tuple[int, int]:
     """Cells of an inner chunk along y and x: whole parts of a block.
 
     Examples
     --------
-    >>> _inner((288, 288), 768 * 4), _inner((61, 4), 768 * 4)
+    >>> inner_chunk((288, 288), 768 * 4), inner_chunk((61, 4), 768 * 4)
     ((36, 36), (61, 4))
     """
     most = math.isqrt(INNER_BYTES // cell_bytes)
@@ -134,7 +134,7 @@ def _inner(block: tuple[int, ...], cell_bytes: int) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _with_margin(emb: xr.DataArray, margin: tuple[int, ...]) -> xr.DataArray:
+def with_margin(emb: xr.DataArray, margin: tuple[int, ...]) -> xr.DataArray:
     """The cube as it is stored, with nothing in it: its margin is there, its coordinates go on."""
     import dask.array as da
 

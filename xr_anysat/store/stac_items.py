@@ -91,12 +91,12 @@ def stac_item(
     """
     if not has_record(emb):
         return None
-    attrs, weights, geobox = emb.attrs, _weights(emb.attrs), grid_of(emb)
+    attrs, weights, geobox = emb.attrs, weights_facts(emb.attrs), grid_of(emb)
     model = f"./{weights.id}.json"
     start, end = (pd.Timestamp(day) for day in attrs["temporal_window"].split("/"))
     decoding = CODECS[codec].formula
     properties = {
-        "title": _title(attrs),
+        "title": title_of(attrs),
         "description": (
             f"Sentinel-2 from {start.date()} to {end.date()} (exclusive), embedded by AnySat {attrs['model']} with "
             f"{weights.said}. {emb.sizes['D']} channels a cell; {decoding} nothing observed."
@@ -122,8 +122,8 @@ def stac_item(
         geometry, bbox = _footprint(geobox)
         place = {"geometry": geometry, "bbox": bbox}
         extensions.append(PROJECTION)
-        properties |= {"gsd": _gsd(attrs, geobox), "proj:code": None, **_proj(geobox)}
-        properties |= {f"proj:{key}": value for key, value in _grid(geobox).items()}
+        properties |= {"gsd": pixel_meters(attrs, geobox), "proj:code": None, **crs_members(geobox)}
+        properties |= {f"proj:{key}": value for key, value in grid_members(geobox).items()}
     derived = {"rel": "derived_from", "href": model, "type": "application/geo+json", "title": weights.name}
     return {
         "type": "Feature",
@@ -140,7 +140,7 @@ def stac_item(
             "embeddings": {
                 "href": href,
                 "type": media_type,
-                "title": _title(attrs),
+                "title": title_of(attrs),
                 "roles": ["data"],
                 "data_type": str(dtypes(codec, emb.dtype)[VALUES]),
             }
@@ -170,7 +170,7 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
     """
     if not has_record(emb):
         return None
-    size, weights = emb.attrs["model"], _weights(emb.attrs)
+    size, weights = emb.attrs["model"], weights_facts(emb.attrs)
     bands = [{"name": band} for band in BANDS]
     model = {**weights.assets["model"], "bands": bands}  # STAC wants them there too, mlm among the properties
     # what vectors serve without a head on top
@@ -253,7 +253,7 @@ class _Weights:
     random: bool = False
 
 
-def _weights(attrs: dict[Any, Any]) -> _Weights:
+def weights_facts(attrs: dict[Any, Any]) -> _Weights:
     """The weights of a record."""
     size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
     parsed = WeightsSource.parse(source)
@@ -286,21 +286,22 @@ def _weights(attrs: dict[Any, Any]) -> _Weights:
     return _Weights(f"anysat-{size}-{sha256[:8]}", f"AnySat {size} with own weights {sha256[:8]}", said)
 
 
-def _title(attrs: dict[Any, Any]) -> str:
+def title_of(attrs: dict[Any, Any]) -> str:
+    """Title of an embedding for catalogs."""
     return f"AnySat {attrs['output']} embeddings"
 
 
-def _cell(attrs: dict[Any, Any]) -> int:
+def cell_pixels(attrs: dict[Any, Any]) -> int:
     """Pixels on the side of a cell."""
     return cell_side(attrs["output"], side=int(attrs["patch_size_m"] // PIXEL), tile=int(attrs["tile"]))
 
 
-def _gsd(attrs: dict[Any, Any], geobox: GeoBox) -> float:
+def pixel_meters(attrs: dict[Any, Any], geobox: GeoBox) -> float:
     """Metres on the side of a pixel that the model saw: 10, or what ``resize=`` made of it."""
-    return abs(float(geobox.resolution.x)) / _cell(attrs)
+    return abs(float(geobox.resolution.x)) / cell_pixels(attrs)
 
 
-def _source_data(attrs: dict[Any, Any]) -> list[str]:
+def source_uris(attrs: dict[Any, Any]) -> list[str]:
     """URIs of what was embedded: the collections of the catalog, or the mission."""
     url = json.loads(attrs.get("source", "{}")).get("catalog", "")
     if "://" not in url:
@@ -309,7 +310,7 @@ def _source_data(attrs: dict[Any, Any]) -> list[str]:
     return [f"{url}/collections/{name}" for name in collections] or [url]
 
 
-def _proj(geobox: GeoBox) -> dict[str, str]:
+def crs_members(geobox: GeoBox) -> dict[str, str]:
     """The CRS in words that stand by themselves, and its code if it has one."""
     assert geobox.crs is not None  # or it had not been asked for
     code = crs_code(geobox.crs)
@@ -317,7 +318,7 @@ def _proj(geobox: GeoBox) -> dict[str, str]:
     return {**named, "proj:wkt2": geobox.crs.to_wkt()}
 
 
-def _grid(geobox: GeoBox) -> dict[str, list[float]]:
+def grid_members(geobox: GeoBox) -> dict[str, list[float]]:
     """Members that ``spatial:`` of Zarr and ``proj:`` of STAC have alike."""
     return {
         "transform": [float(v) for v in geobox.transform[:6]],

@@ -36,11 +36,11 @@ from xr_anysat.store.codecs import CODECS, VALUES, check_codec, decode, dtypes, 
 from xr_anysat.store.layout import (
     BLOCK_CELLS,
     Layout,
-    _blocks_of,
-    _in_blocks,
-    _inner,
-    _prepare_for_store,
-    _with_margin,
+    inner_chunk,
+    margin_and_block,
+    prepare_for_store,
+    rechunk_to_blocks,
+    with_margin,
 )
 from xr_anysat.store.location import (
     DRAFT,
@@ -132,10 +132,10 @@ def to_zarr(
     check_embedding(emb, "to_zarr('area.zarr')")
     check_codec(codec, emb.dtype)
     target = parse_location(store, storage_options)
-    emb = _prepare_for_store(emb)
+    emb = prepare_for_store(emb)
     if emb.chunks is None:
         emb = emb.chunk({"D": -1, "y": BLOCK_CELLS, "x": BLOCK_CELLS})
-    layout = Layout(codec, *_blocks_of(emb))
+    layout = Layout(codec, *margin_and_block(emb))
     root = target.root()
     found = _read_identity(root, target)
     if found is not None and not resume:
@@ -146,8 +146,8 @@ def to_zarr(
     if found is not None:  # before statistics are computed, which may take hours
         layout = Layout(codec, tuple(found["margin"]), tuple(found["block"]))
         _check_same(found, _identity(emb, layout), target)
-    emb = _with_statistics(_in_blocks(emb, layout), found)
-    stored = _with_margin(emb, layout.margin)
+    emb = _with_statistics(rechunk_to_blocks(emb, layout), found)
+    stored = with_margin(emb, layout.margin)
     mine = _identity(emb, layout)
     _initialize(root, target, stored, layout, mine)
     blocks = layout.blocks(stored.shape[1:])
@@ -348,7 +348,7 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) 
     from xr_anysat.store import zarr_conventions as conventions
 
     cell_bytes = stored.sizes["D"] * stored.dtype.itemsize
-    inner = _inner(layout.block, cell_bytes)
+    inner = inner_chunk(layout.block, cell_bytes)
     arrays, encoding = {}, {}
     for name, dtype in dtypes(layout.codec, stored.dtype).items():
         array = stored if name == VALUES else stored.isel(D=0, drop=True)

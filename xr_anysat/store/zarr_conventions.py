@@ -8,7 +8,15 @@ import xarray as xr
 
 from xr_anysat.record import has_record
 from xr_anysat.shared.grid import grid_of
-from xr_anysat.store.stac_items import _cell, _grid, _gsd, _proj, _source_data, _title, _weights
+from xr_anysat.store.stac_items import (
+    cell_pixels,
+    crs_members,
+    grid_members,
+    pixel_meters,
+    source_uris,
+    title_of,
+    weights_facts,
+)
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -76,14 +84,17 @@ def group_attributes(
     attributes: dict[str, Any] = {}
     if has_record(emb):
         declared.append(GEOEMB)
-        attributes |= {"title": _title(emb.attrs), "comment": f"AnySat with {_weights(emb.attrs).said}."}
+        attributes |= {
+            "title": title_of(emb.attrs),
+            "comment": f"AnySat with {weights_facts(emb.attrs).said}.",
+        }
         attributes |= _geoemb(emb, geobox, data_type, quantization)
     if geobox is not None and geobox.crs is not None:
         declared.append(PROJ)
-        attributes |= _proj(geobox)
+        attributes |= crs_members(geobox)
     if geobox is not None:
         declared.append(SPATIAL)
-        attributes |= {f"spatial:{key}": value for key, value in _grid(geobox).items()}
+        attributes |= {f"spatial:{key}": value for key, value in grid_members(geobox).items()}
         attributes |= {"spatial:dimensions": ["y", "x"], "spatial:registration": "pixel"}
     return {"zarr_conventions": [dict(entry) for entry in declared], **attributes}
 
@@ -93,17 +104,17 @@ def _geoemb(
 ) -> dict[str, Any]:
     from xr_anysat._version import __version__
 
-    cell = _cell(emb.attrs)
+    cell = cell_pixels(emb.attrs)
     members: dict[str, Any] = {
         "type": "pixel" if cell == 1 else "chip",
         "dimensions": emb.sizes["D"],
-        "model": _weights(emb.attrs).url,
-        "source_data": _source_data(emb.attrs),
+        "model": weights_facts(emb.attrs).url,
+        "source_data": source_uris(emb.attrs),
         "data_type": data_type,
         "build_version": __version__,
     }
     if geobox is not None and geobox.crs is not None:
-        members["gsd"] = _gsd(emb.attrs, geobox)
+        members["gsd"] = pixel_meters(emb.attrs, geobox)
     if cell > 1:
         members["chip_layout"] = {
             "layout_type": "regular_grid", "chip_size": [cell, cell], "stride": [cell, cell],
