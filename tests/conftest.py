@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ import dask.threaded
 import pytest
 
 import xr_anysat
+
+# Processes of pytest-xdist share the cores: several torch threads in each wait for one another, and tests take
+# almost three times as long. Torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell without job control ignores SIGINT in what it starts in the background, and so would every process of a test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
