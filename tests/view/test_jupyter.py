@@ -66,15 +66,34 @@ def test_a_table_of_frames() -> None:
 def test_the_calendar() -> None:
     svg = next(e for e in parsed(html(frames())).iter() if e.tag == "svg")
     words = [t.text for t in svg.iter() if t.tag == "text"]
-    assert words[:3] == ["2022-01-01 to 2022-12-31 in 4 bins; 1 empty, left out", "DOY of the frames", "45"]
-    assert {"in a frame (4)", "outside the period (3)"} <= set(words)
+    assert words[:2] == ["2022-01-01 to 2022-12-31 in 4 bins; 1 empty, left out", "DOY of the frames"]
+    assert words[2:7] == ["in a frame (4)", "outside the period (3)", "45", "136", "319"]
     paths = [p.attrib["d"] for p in svg.iter() if p.tag == "path"]
-    assert [p.count("M") for p in paths[:2]] == [4, 3]
-    left, right = 190.0, 712.0
+    assert [p.count("M") for p in paths[:4]] == [4, 1, 1, 1]
     at = [float(x) for p in paths[:2] for x in re.findall(r"M([\d.]+) ", p)]
-    assert all(left <= x <= right for x in at)
-    assert (at[4], at[-1]) == (left, right)  # far outside, at the edges
+    assert all(190 <= x <= 712 for x in at)
+    assert [p[:5] for p in paths[2:4]] == ["M190 ", "M712 "]  # arrows for what is far outside
     assert len([r for r in svg.iter() if r.tag == "rect" and "stroke-dasharray" in r.attrib]) == 1
+
+
+@pytest.mark.parametrize("period", ["2022", "2022-01", ("2021-12-20", "2022-01-12"), ("2017", "2051")])
+def test_picture_and_html_show_the_same_calendar(period: str | tuple[str, str]) -> None:
+    made = placed(DATES).anysat.frames(2, period=period)
+    calendar = made.anysat.preview().axes[-1]
+    svg = next(e for e in parsed(html(made)).iter() if e.tag == "svg")
+    words = [t.text for t in svg.iter() if t.tag == "text"]
+    axis = [t.get_text() for t in calendar.get_xticklabels()]
+    assert 3 <= len(axis) <= 13
+    assert words == [
+        calendar.get_title("left"),
+        *(t.get_text() for t in calendar.get_yticklabels()),
+        *(t.get_text() for t in calendar.texts),
+        *axis,
+    ]
+    (ends,) = (c for c in calendar.collections if c.get_linewidths()[0] == 0.8)  # of the period
+    assert all(
+        ends.get_segments()[0][0, 0] <= x <= ends.get_segments()[1][0, 0] for x in calendar.get_xticks()
+    )
 
 
 def test_thumbnails_of_what_is_in_memory() -> None:

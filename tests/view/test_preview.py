@@ -19,7 +19,9 @@ from support.cubes import odc_stac, placed, small_cube
 
 import xr_anysat
 from xr_anysat import AnySatError, CubeError, CubeTypeError, OptionError
-from xr_anysat.view.preview import BLUE, ORANGE, percent
+from xr_anysat.cube.timeline import OUTSIDE, USED
+from xr_anysat.view.calendar import COLORS
+from xr_anysat.view.preview import percent
 from xr_anysat.view.true_color import true_color
 
 DATES = ("2021-11-05", "2022-01-10", "2022-01-20", "2022-05-01", "2022-12-31", "2023-01-01", "2023-06-01")
@@ -62,8 +64,8 @@ def test_a_thumbnail_a_frame_and_the_calendar() -> None:
     assert calendar.get_title("left") == "2022-01-01 to 2022-12-31 in 4 bins; 1 empty, left out"
     labels = [t.get_text() for t in calendar.get_yticklabels()]
     assert labels == ["DOY of the frames", "in a frame (4)", "outside the period (3)"]
-    assert ticks(calendar, BLUE) == [date2num(pd.Timestamp(d)) for d in DATES[1:5]]
-    assert ticks(calendar, ORANGE) == [
+    assert ticks(calendar, COLORS[USED]) == [date2num(pd.Timestamp(d)) for d in DATES[1:5]]
+    assert ticks(calendar, COLORS[OUTSIDE]) == [
         date2num(pd.Timestamp("2023-01-01"))
     ]  # the others are arrows at the edges
     assert [line.get_marker() for line in calendar.lines] == ["<", ">"]

@@ -358,16 +358,16 @@ def draw(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Patch
 
-    from xr_anysat.cube.timeline import timeline
     from xr_anysat.demo.scene import CLASS_COLORS, CLASSES
-    from xr_anysat.view.preview import INK, VERMILION, WIDTH, draw_map, draw_thumbnails, map_colors
+    from xr_anysat.view.calendar import VERMILION
+    from xr_anysat.view.preview import INK, WIDTH, draw_map, draw_thumbnails, map_colors
 
     layout = ConstrainedLayoutEngine(h_pad=0.06)
     figure = Figure(figsize=(WIDTH, 5.2), layout=layout, facecolor="white")
     figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, weight="bold", color=INK)
     above, below = figure.subfigures(2, 1, height_ratios=(1.6, 3.4), squeeze=False)[:, 0]
     above.suptitle(warning, x=0.01, ha="left", fontsize=7.5, weight="bold", color=VERMILION)
-    words = draw_thumbnails(above, frames, timeline(frames), frames.sizes["time"])
+    words = draw_thumbnails(above, frames, frames.sizes["time"])
     above.supxlabel("; ".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
 
     left, right = below.subplots(1, 2)

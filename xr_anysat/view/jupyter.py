@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.timeline import LABELLED, OUTSIDE, USED, Timeline, describe, has_timeline, timeline
+from xr_anysat.cube.timeline import has_timeline, timeline
+from xr_anysat.view.calendar import Calendar, lay_out
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
 SIDE = 96
@@ -23,12 +24,8 @@ SIDE = 96
 MAX_THUMBNAILS = 24
 """Frames that are shown with thumbnails, at most: thumbnails are stored in the notebook's file."""
 
-# The colors of the picture, light enough for a dark theme
-COLORS = {USED: "#2f8fce", OUTSIDE: "#d98e00"}
-
-LEFT_OUT = "#d55e00"
-
-LABELS, RIGHT, ROW = 190, 712, 18  # of the calendar, in units of its width of 720
+LABELS, RIGHT, ROW = 190, 712, 18
+"""Left and right end of the calendar's time axis, and the height of its rows, where the SVG is 720 wide."""
 
 HATCHED = "repeating-linear-gradient(45deg,rgba(128,128,128,.5) 0 2px,transparent 2px 5px)"
 
@@ -88,18 +85,18 @@ def html(cube: xr.DataArray | xr.Dataset, summary: str) -> str:
     styled = xr.get_options()["display_style"] == "html"
     if not styled or not isinstance(cube, xr.DataArray) or not has_timeline(cube):
         return element("pre", summary)
-    calendar = timeline(cube)
-    return element("div", *table(cube, calendar), strip(cube, calendar), class_="anysat-frames")
+    calendar = lay_out(cube, timeline(cube))
+    return element("div", *table(cube, bool(calendar.bins)), strip(calendar), class_="anysat-frames")
 
 
-def table(frames: xr.DataArray, calendar: Timeline) -> list[Markup]:
-    """The frames side by side: thumbnail, date, day of the year, bin and number of acquisitions."""
+def table(frames: xr.DataArray, binned: bool) -> list[Markup]:
+    """Show frames side by side: thumbnail, date, day of the year and, if binned, bin and acquisitions."""
     times, starts, ends = (pd.DatetimeIndex(frames[n].values) for n in ("time", "bin_start", "bin_end"))
     images = thumbnails(frames)
     rows: dict[str, list[object]] = {"": [*images]} if images else {}
     rows["date"] = [f"{t:%Y-%m-%d}" for t in times]
     rows["DOY"] = [*frames["doy"].values]
-    if calendar.slots:
+    if binned:
         day = pd.Timedelta(days=1)
         rows["bin"] = [f"{a:%m-%d} – {b - day:%m-%d}" for a, b in zip(starts, ends, strict=True)]
         rows["obs."] = [*frames["n_obs"].values]
@@ -156,52 +153,39 @@ def png(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def strip(frames: xr.DataArray, calendar: Timeline) -> Markup:
-    """The calendar as SVG: the bins, and a row of ticks for each outcome of the acquisitions."""
-    start, days = calendar.start, (calendar.end - calendar.start) / pd.Timedelta(days=1)
-    margin = 0.04 * (RIGHT - LABELS)
+def strip(calendar: Calendar) -> Markup:
+    """Draw the calendar as SVG: the bins, and a row of ticks per outcome of the acquisitions."""
 
-    def at(when: pd.Timestamp) -> float:
-        share = (when - start) / pd.Timedelta(days=1) / days
-        x = LABELS + margin + share * (RIGHT - LABELS - 2 * margin)
-        return round(min(max(x, LABELS), RIGHT), 1)  # what is far outside, at the edge
+    def at(position: float) -> float:
+        share = (position - calendar.left) / (calendar.right - calendar.left)
+        return round(LABELS + share * (RIGHT - LABELS), 1)
 
     def text(x: float, row: float, words: object, anchor: str = "middle") -> Markup:
         return element("text", words, x=x, y=row * ROW + 13, text_anchor=anchor)
 
-    bins = 1 if calendar.slots else 0
-    rows = bins + len(calendar.lanes)
-    parts = [element("title", describe(calendar)), text(LABELS, 0, describe(calendar), "start")]
-    for i, slot in enumerate(calendar.slots):
-        x, width = at(slot.start), round(at(slot.end) - at(slot.start), 1)
-        days_in = f"{slot.start:%Y-%m-%d} – {slot.end - pd.Timedelta(days=1):%Y-%m-%d} {slot.fate}"
-        parts.append(
-            element(
-                "rect",
-                element("title", days_in),
-                x=x,
-                y=ROW,
-                width=width,
-                height=rows * ROW,
-                fill_opacity=f"{0.06 + 0.08 * (i % 2):.2f}",
-            )
-        )
-        if slot.fate:
-            dashed = {"fill": "none", "stroke": "currentColor", "stroke_dasharray": "3 3"}
-            parts.append(element("rect", x=x, y=ROW, width=width, height=ROW, **dashed))
-    if bins:
-        parts.append(text(LABELS - 6, 1, "DOY of the frames", "end"))
-        days_of = zip(pd.DatetimeIndex(frames["time"].values), frames["doy"].values, strict=True)
-        labels = [text(at(date), 1, doy) for date, doy in days_of if len(calendar.slots) <= LABELLED]
-        parts.append(element("g", *labels, font_size=11 if len(calendar.slots) <= 14 else 8))
-    for row, (label, dates) in enumerate(calendar.lanes.items(), 1 + bins):
-        parts.append(text(LABELS - 6, row, f"{label} ({len(dates)})", "end"))
-        path = "".join(f"M{at(d)} {row * ROW + 4}v{ROW - 8}" for d in sorted(dates))
-        parts.append(element("path", d=path, stroke=COLORS.get(label, LEFT_OUT), stroke_width=1.5))
+    rows = len(calendar.labels)
     bottom = (1 + rows) * ROW
-    for month in months(calendar):
-        parts.append(element("path", d=f"M{at(month)} {bottom}v4", stroke="currentColor"))
-        parts.append(text(at(month), 1 + rows, f"{month:%Y-%m}"))
+    parts = [element("title", calendar.title), text(LABELS, 0, calendar.title, "start")]
+    for i, each in enumerate(calendar.bins):
+        box = {"x": at(each.left), "y": ROW, "width": round(at(each.right) - at(each.left), 1)}
+        shade = {"height": rows * ROW, "fill_opacity": f"{0.06 + 0.08 * (i % 2):.2f}"}
+        parts.append(element("rect", element("title", each.text), **box, **shade))
+        if each.fate:
+            dashed = {"fill": "none", "stroke": "currentColor", "stroke_dasharray": "3 3"}
+            parts.append(element("rect", **box, height=ROW, **dashed))
+    for number, label in enumerate(calendar.labels, 1):
+        parts.append(text(LABELS - 6, number, label, "end"))
+    days = [text(at(position), 1, doy) for position, doy in calendar.days]
+    parts.append(element("g", *days, font_size=11 if len(calendar.bins) <= 14 else 8))
+    for number, row in enumerate(calendar.rows, 1 + rows - len(calendar.rows)):
+        top = number * ROW + 4
+        path = "".join(f"M{at(position)} {top}v{ROW - 8}" for position in row.ticks)
+        parts.append(element("path", d=path, stroke=row.color, stroke_width=1.5))
+        arrows = (f"M{LABELS} {top + 5}l5 -4v8z", row.before), (f"M{RIGHT} {top + 5}l-5 -4v8z", row.after)
+        parts += [element("path", d=arrow, fill=row.color) for arrow, shown in arrows if shown]
+    for position, label in calendar.ticks:
+        parts.append(element("path", d=f"M{at(position)} {bottom}v4", stroke="currentColor"))
+        parts.append(text(at(position), 1 + rows, label))
     parts.append(element("path", d=f"M{LABELS} {bottom}H{RIGHT}", stroke="currentColor"))
     return element(
         "svg",
@@ -211,9 +195,3 @@ def strip(frames: xr.DataArray, calendar: Timeline) -> Markup:
         fill="currentColor",
         role="img",
     )
-
-
-def months(calendar: Timeline) -> pd.DatetimeIndex:
-    """First days of months in the period, about seven of them."""
-    firsts = pd.date_range(calendar.start, calendar.end, freq="MS")
-    return firsts[:: max(1, -(-len(firsts) // 7))]

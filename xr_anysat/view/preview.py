@@ -14,12 +14,13 @@ from dask.base import compute
 
 from xr_anysat.cube.compositing import CompositeOptions, check_composed, compose
 from xr_anysat.cube.reading import read_cube
-from xr_anysat.cube.timeline import ALONG_TIME, LABELLED, OUTSIDE, USED, Timeline, describe, timeline
+from xr_anysat.cube.timeline import ALONG_TIME, timeline
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import check_embedding, require_packages
 from xr_anysat.shared.grid import crs_title, grid_of
 from xr_anysat.shared.values import check_whole_number
+from xr_anysat.view.calendar import Calendar, lay_out
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ WIDTH = 7.2
 GREY, HATCH, INK = "#e4e4e4", "#a6a6a6", "#333333"
 
 SHADES = ("#f4f4f4", "#e8e8e8")
-
-# Okabe and Ito's palette, which is told apart by the colour-blind too
-BLUE, ORANGE, VERMILION = "#0072b2", "#e69f00", "#d55e00"
 
 
 def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: Any = None) -> Figure:
@@ -170,24 +168,24 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    n, calendar = frames.sizes["time"], timeline(frames)
+    n, calendar = frames.sizes["time"], lay_out(frames, timeline(frames))
     columns = min(n, 4 if n <= 8 else 6 if n <= 24 else 8)
     rows = -(-n // columns)
     side = min(WIDTH / columns, 2.6)
     height = side * min(2.0, max(0.3, frames.sizes["y"] / frames.sizes["x"]))
-    tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.lanes))
+    tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.rows))
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=layout, facecolor="white")
     above, below = figure.subfigures(2, 1, height_ratios=tall, squeeze=False)[:, 0]
-    stretch, hatched = draw_thumbnails(above, frames, calendar, columns)
+    stretch, hatched = draw_thumbnails(above, frames, columns, binned=bool(calendar.bins))
     words = "; ".join(w for w in (stretch, part, hatched) if w)
     figure.suptitle(words, x=0.01, ha="left", fontsize=7.5, color=INK)
-    _draw_calendar(below.add_subplot(label="calendar"), calendar, frames)
+    _draw_calendar(below.add_subplot(label="calendar"), calendar)
     return figure
 
 
 def draw_thumbnails(
-    figure: FigureBase, frames: xr.DataArray, calendar: Timeline, columns: int
+    figure: FigureBase, frames: xr.DataArray, columns: int, *, binned: bool = True
 ) -> tuple[str, str]:
     """Draw frames in true colour, so many in a row, each with its date, day, acquisitions and valid share.
 
@@ -205,7 +203,7 @@ def draw_thumbnails(
         _show(axes, image)
         frame = frames.isel(time=i)
         axes.set(xticks=[], yticks=[])
-        of = f", {frame['n_obs'].item()} obs." if calendar.slots else ""
+        of = f", {frame['n_obs'].item()} obs." if binned else ""
         words = [f"{pd.Timestamp(frame['time'].item()):%Y-%m-%d}", f"DOY {frame['doy'].item()}{of}"]
         words.append(f"{percent(valid[i].item())} valid")
         axes.set_title("\n".join(words), fontsize=6.5, linespacing=1.25, color=INK, pad=3)
@@ -235,49 +233,34 @@ def _show(axes: Axes, image: np.ndarray, extent: Extent | None = None) -> None:
         spine.set(linewidth=0.5, color=INK)
 
 
-def _draw_calendar(axes: Axes, calendar: Timeline, frames: xr.DataArray) -> None:
-    """The period with its bins, and below a lane of ticks for what became of the acquisitions."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+def _draw_calendar(axes: Axes, calendar: Calendar) -> None:
+    """Draw the period with its bins, and below them a row of ticks per outcome of the acquisitions."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    start, end = (float(date2num(t)) for t in (calendar.start, calendar.end))
-    margin = 0.04 * (end - start)
-    lanes = len(calendar.lanes)
-    for i, slot in enumerate(calendar.slots):
-        left, right = date2num(slot.start), date2num(slot.end)
-        axes.add_patch(
-            Rectangle((left, 0), right - left, 1 + lanes, facecolor=SHADES[i % 2], edgecolor="none", zorder=0)
-        )
-        if slot.fate:
-            axes.add_patch(
-                Rectangle((left, 0), right - left, 1, facecolor=GREY, edgecolor=HATCH, hatch="//////", lw=0)
-            )
-    days = [(t, str(doy)) for t, doy in zip(frames["time"].values, frames["doy"].values, strict=True)]
+    bottom = len(calendar.labels)
+    first = bottom - len(calendar.rows)
+    for i, each in enumerate(calendar.bins):
+        corner, width = (each.left, 0), each.right - each.left
+        axes.add_patch(Rectangle(corner, width, bottom, facecolor=SHADES[i % 2], edgecolor="none", zorder=0))
+        if each.fate:
+            axes.add_patch(Rectangle(corner, width, 1, facecolor=GREY, edgecolor=HATCH, hatch="//////", lw=0))
     halo = [withStroke(linewidth=2, foreground=SHADES[0])]
-    for date, doy in days if 0 < len(calendar.slots) <= LABELLED else []:
-        axes.text(
-            date2num(date), 0.5, doy, ha="center", va="center", fontsize=5.5, color=INK, path_effects=halo
-        )
-    for lane, (label, dates) in enumerate(calendar.lanes.items()):
-        color = BLUE if label == USED else ORANGE if label == OUTSIDE else VERMILION
-        at = np.array([date2num(t) for t in dates])
-        seen = (at >= start - margin) & (at <= end + margin)
-        axes.vlines(at[seen], lane + 1.2, lane + 1.8, color=color, lw=1)
-        for marker, edge, beyond in (("<", start - margin, at < start), (">", end + margin, at > end)):
-            if (beyond & ~seen).any():
-                axes.plot(edge, lane + 1.5, marker, color=color, ms=3, clip_on=False)
-    axes.vlines([start, end], 0, 1 + lanes, color=INK, lw=0.8)
+    for position, doy in calendar.days:
+        axes.text(position, 0.5, doy, ha="center", va="center", fontsize=5.5, color=INK, path_effects=halo)
+    for i, row in enumerate(calendar.rows, first):
+        axes.vlines(row.ticks, i + 0.2, i + 0.8, color=row.color, lw=1)
+        for marker, edge, shown in (("<", calendar.left, row.before), (">", calendar.right, row.after)):
+            if shown:
+                axes.plot(edge, i + 0.5, marker, color=row.color, ms=3, clip_on=False)
+    axes.vlines([calendar.start, calendar.end], 0, bottom, color=INK, lw=0.8)
 
-    labels = [f"{label} ({len(dates)})" for label, dates in calendar.lanes.items()]
-    first = ["DOY of the frames"] if calendar.slots else []
-    axes.set_yticks([0.5 + (not first) + i for i in range(lanes + len(first))], [*first, *labels])
-    axes.set(xlim=(start - margin, end + margin), ylim=(1 + lanes, 0 if first else 1))
-    axes.xaxis.set_major_locator(locator := AutoDateLocator(minticks=3, maxticks=13))
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    axes.set(xlim=(calendar.left, calendar.right), ylim=(bottom, 0))
+    axes.set_xticks([position for position, _ in calendar.ticks], [label for _, label in calendar.ticks])
+    axes.set_yticks([i + 0.5 for i in range(bottom)], calendar.labels)
     axes.tick_params(labelsize=6.5, length=2, width=0.5, colors=INK)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(describe(calendar), loc="left", fontsize=6.5, color=INK, pad=3)
+    axes.set_title(calendar.title, loc="left", fontsize=6.5, color=INK, pad=3)
     for side, spine in axes.spines.items():
         spine.set(visible=side == "bottom", linewidth=0.5, color=INK)
 
