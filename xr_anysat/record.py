@@ -17,9 +17,14 @@ from xr_anysat.errors import CubeError, CubeTypeError
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, device_of, loaded_sha256
+from xr_anysat.shared.values import is_whole_number
 
 RECORD_VERSION = 1
-"""Version of the schema below. Records without a version are of version 0, which had the same fields."""
+"""Version of the schema below. Records without a version are of version 0, which had the same fields.
+
+A record of a newer version may have fields that this version does not know. They count as different from a record
+that lacks them or has another value, because only the newer version knows their defaults.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,9 @@ FIELDS: dict[str, Field] = {
 }
 """Every option of `embed`, in the order of its signature. A new option is a new entry, with its version."""
 
+FRAMES_DESCRIPTION = {"acquisitions", "outside_period", "dates", "dates_outside", "empty_bins"}
+"""What the record of frames holds besides options: the acquisitions that went in."""
+
 NOT_COMPARED = {
     "weights_sha256",
     "versions",
@@ -112,11 +120,34 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
         if each.vectors:
             place = "frames" if each.of_frames else "config"
             record[name] = _value(nested.get(place, {}), f"attrs.{place}", name)
+    if _is_newer(attrs):
+        unknown = {**nested["config"], **nested.get("frames", {})}
+        record |= {k: v for k, v in unknown.items() if k not in FIELDS and k not in FRAMES_DESCRIPTION}
     return record
 
 
+def _is_newer(attrs: Mapping[Any, Any]) -> bool:
+    return is_whole_number(attrs.get("record_version"), RECORD_VERSION + 1)
+
+
+def upgrade_hint(attrs: Mapping[Any, Any]) -> str:
+    """Return the remedy for a record of a newer version, to end a message; empty if `attrs` hold no such record."""
+    return UPGRADE_HINT if _is_newer(attrs) else ""
+
+
+UPGRADE_HINT = (
+    ". It was written by a newer version of xr_anysat, which knows more options: upgrade, "
+    "pip install -U xr_anysat"
+)
+"""End of a message about a record with options that this version does not know."""
+
+
+NOT_RECORDED = "not recorded"
+"""Value of an option that a record lacks and this version does not know."""
+
+
 def _described(value: Any) -> str:
-    text = "not recorded" if value is None else repr(value)
+    text = NOT_RECORDED if value in (None, NOT_RECORDED) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
@@ -135,8 +166,11 @@ def check_comparable(own: Mapping[str, Any], other: Mapping[str, Any], call: str
     CubeError
         Naming each difference.
     """
+    known = {*FIELDS, "statistics"}
 
     def value(record: Mapping[str, Any], name: str) -> Any:
+        if name not in known:
+            return record.get(name, NOT_RECORDED)
         older = record and name in FIELDS
         return record.get(name, FIELDS[name].default if older else None)
 
@@ -153,6 +187,8 @@ def check_comparable(own: Mapping[str, Any], other: Mapping[str, Any], call: str
         )
     else:
         remedy = "embed all with the same, as cube.anysat.embed(**json.loads(emb.attrs['config'])) does"
+    if not known.issuperset(names):
+        remedy += UPGRADE_HINT
     raise CubeError(
         f"{call} of embeddings that were not made alike: {differing}. Their vectors do not compare; {remedy}"
     )
@@ -293,8 +329,8 @@ def _value(record: dict[str, Any], place: str, name: str) -> Any:
     """A value of a record; of a field that it lacks, the default. An empty record has no value at all."""
     if name in record or not record:
         return record.get(name)
-    if place in ("attrs.config", "attrs.frames") and name in FIELDS:
-        return FIELDS[name].default
+    if place in ("attrs.config", "attrs.frames"):
+        return FIELDS[name].default if name in FIELDS else NOT_RECORDED
     if place == "attrs":
         return next((each.default for each in FIELDS.values() if each.attribute == name), None)
     return None

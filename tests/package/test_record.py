@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -191,28 +192,76 @@ def test_every_option_of_embed_is_in_the_schema() -> None:
     assert all(field.since <= RECORD_VERSION for field in FIELDS.values())
 
 
+GOLDENS = Path(__file__).parent / "goldens"
+"""Files of record version 0, written by commit a168b43, the last one whose records have no version.
+
+That commit ran::
+
+    cube = small_cube(height=12, width=12).chunk(time=9, y=4, x=4)
+    options = dict(frames=3, period="2022", tile=4, patch_size=20, output="tile", model="tiny", weights="random")
+    # KeyboardInterrupt once 4 of 16 blocks are finished; the folder is version_0.zarr.zip
+    cube.anysat.embed(**options).anysat.to_zarr("area.zarr", progress=stop)
+    emb = cube.anysat.embed(**options, norm="pastis").isel(D=slice(0, 3))
+    # the models, as objects of one JSON file, are version_0_models.json
+    emb.anysat.reduce(2)[1], emb.anysat.cluster(2)[1], cube.anysat.statistics(3, period="2022")
+"""
+
+
+def version_0_embedding(**options: Any) -> xr.DataArray:
+    """The embedding of the goldens, by today's code."""
+    cube = small_cube(height=12, width=12).chunk(time=9, y=4, x=4)
+    return cube.anysat.embed(3, period="2022", tile=4, patch_size=20, output="tile", **options, **TINY)
+
+
+def version_0_models() -> dict[str, str]:
+    """JSON of each model of the goldens."""
+    models = json.loads((GOLDENS / "version_0_models.json").read_text())
+    return {name: json.dumps(model) for name, model in models.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*was started with:xr_anysat.errors.AnySatWarning")  # other versions
 def test_a_store_begun_by_the_schema_before_is_resumed(tmp_path: Path) -> None:
-    """Records of version 0 had no version, and those before them no ``overlap``."""
-    emb, path = maps(), tmp_path / "old" / "area.zarr"
+    path = tmp_path / "area.zarr"
+    zipfile.ZipFile(GOLDENS / "version_0.zarr.zip").extractall(path)
+    before, emb = files(path), version_0_embedding()
+    finished = {name for name in before if name.startswith("anysat/c/")}
+    assert len(finished) == 4
+    done: list[tuple[int, int]] = []
+    resumed = emb.anysat.to_zarr(path, progress=lambda *counts: done.append(counts)).compute()
+    assert (done[0], done[-1]) == ((4, 16), (16, 16))
+    after = files(path)
+    assert {name: after[name] for name in before if name != "zarr.json"} == without(before, "zarr.json")
+    for key in ("attributes", "consolidated_metadata"):  # what the old version says is kept
+        assert json.loads(after["zarr.json"])[key] == json.loads(before["zarr.json"])[key]
+    # the CPU that wrote the golden may have rounded otherwise
+    xr.testing.assert_allclose(resumed, emb.compute(), rtol=1e-4, atol=1e-4)
+    whole = emb.anysat.to_zarr(tmp_path / "whole" / "area.zarr")
+    np.testing.assert_allclose(whole.attrs["norm_mean"], resumed.attrs["norm_mean"], rtol=1e-9)
+    assert json.loads(whole.attrs["config"]) == json.loads(resumed.attrs["config"])
 
-    def stop(finished: int, total: int) -> None:
-        if finished >= 3:
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        emb.anysat.to_zarr(path, progress=stop)
-    metadata = json.loads((path / "zarr.json").read_text())
-    identity = json.loads(metadata["attributes"]["anysat_store"])
-    attrs = without(identity["attrs"], "record_version", "overlap")
-    identity["attrs"] = attrs | {"config": without(attrs["config"], "overlap")}
-    metadata["attributes"]["anysat_store"] = json.dumps(identity)
-    (path / "zarr.json").write_text(json.dumps(metadata))
+def test_a_store_begun_by_the_schema_before_is_resumed_only_by_the_same_options(tmp_path: Path) -> None:
+    zipfile.ZipFile(GOLDENS / "version_0.zarr.zip").extractall(tmp_path / "area.zarr")
+    with pytest.raises(StoreError, match=r'precision is "float32" in the store and "bfloat16" here'):
+        version_0_embedding(precision="bfloat16").anysat.to_zarr(tmp_path / "area.zarr")
 
-    resumed = emb.anysat.to_zarr(path)
-    whole = emb.anysat.to_zarr(tmp_path / "new" / "area.zarr")
-    xr.testing.assert_identical(resumed.compute(), whole.compute())
-    old, new = (without(files(tmp_path / name / "area.zarr"), "zarr.json") for name in ("old", "new"))
-    assert old == new
+
+def test_models_fitted_by_the_schema_before_are_applied() -> None:
+    models = version_0_models()
+    emb = version_0_embedding(norm="pastis").isel(D=slice(0, 3)).compute()
+    reducer = xr_anysat.Reducer.from_json(models["reduce"])
+    assert isinstance(reducer, xr_anysat.PCAModel)
+    assert json.loads(reducer.to_json()) == json.loads(models["reduce"])
+    reduced, _ = emb.anysat.reduce(model=reducer)
+    again, own = emb.anysat.reduce(2)
+    np.testing.assert_allclose(reduced.values, again.values, rtol=1e-3, atol=1e-3)
+    assert own.made_with == reducer.made_with
+    clusters = xr_anysat.Clusters.from_json(models["cluster"])
+    np.testing.assert_array_equal(emb.anysat.cluster(model=clusters)[0], emb.anysat.cluster(2)[0])
+    statistics = xr_anysat.Statistics.from_json(models["statistics"])
+    assert version_0_embedding(norm=statistics).attrs["norm_mean"] == list(statistics.mean)
+    with pytest.raises(CubeError, match="statistics"):
+        version_0_embedding(norm=statistics).isel(D=slice(0, 3)).anysat.reduce(model=reducer)
 
 
 def test_an_embedding_that_lost_the_record_of_its_frames_compares_with_none() -> None:
@@ -269,3 +318,59 @@ def test_an_option_that_changes_no_result_is_refused_by_none(
     maps(attention="heads").anysat.to_zarr(tmp_path / "area.zarr")
     maps().anysat.to_zarr(tmp_path / "area.zarr")
     assert float(maps().anysat.change(maps(attention="heads")).max()) < 1e-6
+
+
+def newer(version: int = RECORD_VERSION + 1, **config: Any) -> xr.DataArray:
+    """An embedding whose record a later version wrote, with options that this version does not know."""
+    return maps(**config).assign_attrs(record_version=version)
+
+
+UPGRADE = "written by a newer version of xr_anysat.*pip install -U xr_anysat"
+
+
+def test_a_newer_record_that_cannot_be_judged_is_refused_by_all(tmp_path: Path) -> None:
+    old, new = maps(), newer(attention="heads")
+    with pytest.raises(CubeError, match=f"attention 'heads' here, not recorded in the other.*{UPGRADE}"):
+        new.anysat.change(old)
+    with pytest.raises(CubeError, match=f"attention not recorded here, 'heads' in the other.*{UPGRADE}"):
+        old.anysat.change(new)
+    for emb, fitted in ((old, new), (new, old)):
+        with pytest.raises(CubeError, match=UPGRADE):
+            emb.anysat.reduce(model=xr_anysat.PCAModel.from_json(fitted.anysat.reduce(2)[1].to_json()))
+        with pytest.raises(CubeError, match=UPGRADE):
+            emb.anysat.cluster(model=fitted.anysat.cluster(2)[1])
+    new.anysat.to_zarr(tmp_path / "area.zarr")
+    with pytest.raises(StoreError, match=rf"config\.attention is \"heads\" in the store.*{UPGRADE}"):
+        old.anysat.to_zarr(tmp_path / "area.zarr")
+
+
+def test_an_option_of_newer_frames_is_refused() -> None:
+    old, new = maps(), newer()
+    record = json.loads(new.attrs["frames"])
+    new.attrs["frames"] = json.dumps({**record, "weighting": "cloud"})
+    with pytest.raises(CubeError, match=f"weighting 'cloud' here, not recorded in the other.*{UPGRADE}"):
+        new.anysat.change(old)
+
+
+def test_newer_records_that_agree_are_comparable(tmp_path: Path) -> None:
+    one, other = newer(attention="heads"), newer(RECORD_VERSION + 2, attention="heads")
+    assert float(one.anysat.change(other).max()) < 1e-6
+    one.anysat.reduce(model=other.anysat.reduce(2)[1])
+    assert float(newer().anysat.change(maps()).max()) < 1e-6  # newer, with no option that is unknown
+    newer().anysat.to_zarr(tmp_path / "area.zarr")
+    maps().anysat.to_zarr(tmp_path / "area.zarr")
+
+
+def test_attributes_of_users_are_ignored() -> None:
+    own = newer().assign_attrs(mission="S2A", record_version="mine")
+    assert float(own.anysat.change(maps()).max()) < 1e-6
+    assert float(maps(note="mine").anysat.change(maps()).max()) < 1e-6
+
+
+def test_a_newer_option_that_is_null_cannot_be_judged_either(tmp_path: Path) -> None:
+    new = newer(attention=None)
+    with pytest.raises(CubeError, match=UPGRADE):
+        new.anysat.change(maps())
+    new.anysat.to_zarr(tmp_path / "area.zarr")
+    with pytest.raises(StoreError, match=UPGRADE):
+        maps().anysat.to_zarr(tmp_path / "area.zarr")

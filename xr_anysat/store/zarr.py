@@ -27,7 +27,7 @@ import xarray as xr
 from xr_anysat.cube.normalization import STATISTICS_LAYER
 from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import StoreError, WriteError, warn
-from xr_anysat.record import differences, parse_nested, shorten, weights_identity
+from xr_anysat.record import differences, parse_nested, shorten, upgrade_hint, weights_identity
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.graph import in_turn, turns
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of, with_transform
@@ -279,6 +279,7 @@ def _check_same(found: dict[str, Any], mine: dict[str, Any], target: StoreLocati
         raise StoreError(
             f"{target} was started with different settings and cannot be resumed: {shown}. Make the "
             "embedding as it was (the config attribute of the store holds its options), or give another path"
+            f"{upgrade_hint(found['attrs'])}"
         )
     before, now = found["attrs"].get("versions"), mine["attrs"].get("versions")
     if before != now:
