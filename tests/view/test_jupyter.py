@@ -203,18 +203,22 @@ def python(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_importing_changes_no_formatter_of_ipython() -> None:
-    code = """
+def test_no_formatter_of_ipython_is_changed() -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(TESTS)!r})
 from IPython.core.interactiveshell import InteractiveShell
 formatters = InteractiveShell.instance().display_formatter.formatters
 def state():
     tables = "type_printers", "deferred_printers", "singleton_printers"
-    return {k: [dict(getattr(f, t)) for t in tables] for k, f in formatters.items()}
+    return {{k: [dict(getattr(f, t)) for t in tables] for k, f in formatters.items()}}
 before = state()
 import xr_anysat
 print(state() == before, "text/html" in before)
+from support.cubes import placed
+figure = placed().anysat.preview()
+print(state() == before, formatters["image/png"](figure)[:4])
 """
-    assert python(code) == "True True"
+    assert python(code).splitlines() == ["True True", "True b'\\x89PNG'"]
 
 
 @pytest.mark.slow

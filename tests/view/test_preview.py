@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import pickle
 from collections import Counter
 from typing import Any
 
@@ -15,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from support.cubes import odc_stac, placed, small_cube
 
 import xr_anysat
@@ -160,6 +163,15 @@ def test_many_dates_are_rows_and_too_many_are_refused() -> None:
         OptionError, match=r"97 acquisitions are too many .* at most 96: compose them, .*frames\(8\)"
     ):
         placed(dates).anysat.preview()
+
+
+def test_a_figure_that_jupyter_shows_is_a_figure_of_matplotlib() -> None:
+    figure = placed().anysat.preview()
+    assert isinstance(figure, Figure)
+    again = pickle.loads(pickle.dumps(figure))
+    shown, shown_again = (imread(io.BytesIO(f._repr_png_())) for f in (figure, again))
+    assert shown.shape[1] > 500
+    np.testing.assert_array_equal(shown, shown_again)
 
 
 def test_no_state_is_left_in_pyplot() -> None:

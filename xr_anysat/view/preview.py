@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,14 +112,11 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
         check_embedding(cube, "preview()")
         assert isinstance(cube, xr.DataArray)  # or it had been refused
         require_packages("preview", "matplotlib", "sklearn")
-        figure = _draw_embedding(cube, size, model)
-    else:
-        if model is not None:
-            raise OptionError("model= is for the colours of an embedding: leave it out for a cube of bands")
-        require_packages("preview", "matplotlib")
-        figure = _draw_frames(*_middle_frames(cube, size))
-    _show_figures_in_jupyter()
-    return figure
+        return _draw_embedding(cube, size, model)
+    if model is not None:
+        raise OptionError("model= is for the colours of an embedding: leave it out for a cube of bands")
+    require_packages("preview", "matplotlib")
+    return _draw_frames(*_middle_frames(cube, size))
 
 
 # ---------------------------------------------------------------------- what is drawn
@@ -165,8 +161,9 @@ def _middle(array: xr.DataArray, size: int | None, unit: str) -> tuple[xr.DataAr
 
 
 def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from xr_anysat.view.figure import PreviewFigure
 
     n, calendar = frames.sizes["time"], lay_out(frames, timeline(frames))
     columns = min(n, 4 if n <= 8 else 6 if n <= 24 else 8)
@@ -175,7 +172,7 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
     height = side * min(2.0, max(0.3, frames.sizes["y"] / frames.sizes["x"]))
     tall = (rows * (height + 0.45), 0.65 + 0.17 * len(calendar.rows))
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
-    figure = Figure(figsize=(WIDTH, sum(tall) + 0.3), layout=layout, facecolor="white")
+    figure = PreviewFigure(figsize=(WIDTH, sum(tall) + 0.3), layout=layout, facecolor="white")
     above, below = figure.subfigures(2, 1, height_ratios=tall, squeeze=False)[:, 0]
     stretch, hatched = draw_thumbnails(above, frames, columns, binned=bool(calendar.bins))
     words = "; ".join(w for w in (stretch, part, hatched) if w)
@@ -269,7 +266,7 @@ def _draw_calendar(axes: Axes, calendar: Calendar) -> None:
 
 
 def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
-    from matplotlib.figure import Figure
+    from xr_anysat.view.figure import PreviewFigure
 
     emb, part = _middle(emb, size, "cells")
     if emb.chunks is not None and emb.nbytes <= KEPT_BYTES:
@@ -279,7 +276,7 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
     extent, *_ = _extent(emb)
     ratio = abs((extent[3] - extent[2]) / (extent[1] - extent[0]))
     side = min(5.0, 6.0 / ratio)
-    figure = Figure(
+    figure = PreviewFigure(
         figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained", facecolor="white"
     )
     draw_map(figure.add_subplot(label="embedding"), image, emb)
@@ -362,19 +359,3 @@ def nice_length(value: float) -> float:
     """
     power = 10.0 ** math.floor(math.log10(value))
     return max(f * power for f in (1, 2, 5) if f * power <= value)
-
-
-def _show_figures_in_jupyter() -> None:
-    """Have IPython show a Figure that is a cell's value as a picture, as it does once pyplot is imported."""
-    from matplotlib.figure import Figure
-
-    module = sys.modules.get("IPython")
-    shell = None if module is None else module.get_ipython()
-    if shell is None:
-        return
-    from IPython.core.pylabtools import select_figure_formats
-
-    try:
-        shell.display_formatter.formatters["image/png"].lookup_by_type(Figure)
-    except KeyError:
-        select_figure_formats(shell, {"png"})
