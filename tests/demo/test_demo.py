@@ -1,4 +1,4 @@
-"""The made-up scene is realistic and consistent; the demo runs end to end and does not mislead."""
+"""The synthetic scene is realistic and consistent; the demo runs end to end and does not mislead."""
 
 import hashlib
 import importlib.util
@@ -22,9 +22,9 @@ import xarray as xr
 import xr_anysat
 from xr_anysat.__main__ import main
 from xr_anysat.demo import run as demo
-from xr_anysat.demo.scene import BANDS, BANDS_20M, CLASSES, SCL_MASKED, make_scene, open_scene
+from xr_anysat.demo.scene import BANDS, BANDS_20M, CLASSES, make_scene, open_scene
 from xr_anysat.errors import AnySatError, CubeError, OptionError, WeightsError
-from xr_anysat.stac.search import open_s2
+from xr_anysat.stac.search import SCL_INVALID, open_s2
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_files_are_those_of_a_product(scene):
 
 
 def test_nodata_and_scl_agree(scene):
-    """DN 0 is where the swath ends, in every band, and nowhere else."""
+    """DN 0 marks pixels outside the swath, in every band, and nothing else."""
     cut = 0
     for _, paths in scene.observations:
         scl = read(paths["SCL"])
@@ -115,7 +115,7 @@ def test_clouds_are_bright_and_marked(scene):
     for _, paths in scene.observations:
         scl, blue = read(paths["SCL"]), read(paths["B02"])
         blue = blue.reshape(SIZE[0] // 2, 2, SIZE[1] // 2, 2).mean((1, 3))
-        shares.append(np.isin(scl, SCL_MASKED).mean())
+        shares.append(np.isin(scl, SCL_INVALID).mean())
         assert (blue[scl == 9] > 2500).all()
         bright.append((blue[np.isin(scl, (4, 5, 6))] > 2500).mean() if np.isin(scl, (4, 5, 6)).any() else 0)
     assert 0.25 < np.mean(shares) < 0.5
@@ -182,7 +182,7 @@ def test_open_scene_is_lazy_and_georeferenced(scene):
 
 def test_open_scene_masks_and_resamples(scene, cube):
     for i, (_, paths) in enumerate(scene.observations):
-        hidden = np.isin(read(paths["SCL"]), SCL_MASKED).repeat(2, 0).repeat(2, 1)
+        hidden = np.isin(read(paths["SCL"]), SCL_INVALID).repeat(2, 0).repeat(2, 1)
         blue, swir = read(paths["B02"]), read(paths["B11"])
         np.testing.assert_array_equal(cube[i].sel(band="B02"), np.where(hidden, np.nan, blue))
         got = cube[i].sel(band="B11").values
@@ -194,7 +194,7 @@ def test_open_scene_masks_and_resamples(scene, cube):
 
 
 def test_open_scene_of_an_empty_folder(tmp_path):
-    with pytest.raises(CubeError, match=r"no YYYYMMDD/B02\.tif .* make_scene"):
+    with pytest.raises(CubeError, match=r"no YYYYMMDD/B02\.tif .* make_scene\(folder\)"):
         open_scene(tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_items_tell_what_the_files_are(scene):
     items = list(pystac.ItemCollection.from_file(scene.items))
     assert [i.datetime.date() for i in items] == [day for day, _ in scene.observations]
     for item, (_, paths) in zip(items, scene.observations, strict=True):
-        assert "Made up" in item.properties["description"]
+        assert "Synthetic" in item.properties["description"]
         scl = read(paths["SCL"])
         cloudy = np.isin(scl, (8, 9, 10)).sum() / (scl != 0).sum()
         assert item.properties["eo:cloud_cover"] == pytest.approx(100 * cloudy, abs=1e-3)
@@ -235,7 +235,7 @@ def test_a_catalog_of_it_gives_the_same_cube(scene, cube):
 def test_items_are_served_and_the_server_ends(scene):
     with demo.serve_items(scene.items) as url:
         assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(f"{url}/collections/made-up/items?limit=100") as answer:
+        with urllib.request.urlopen(f"{url}/collections/synthetic/items?limit=100") as answer:
             assert len(json.load(answer)["features"]) == 18
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url)
@@ -253,7 +253,7 @@ def test_a_server_that_does_not_start(tmp_path, monkeypatch):
         pass
     monkeypatch.setattr(demo, "START_SECONDS", 0.0)
     with (
-        pytest.raises(AnySatError, match="within 0 s: it says nothing"),
+        pytest.raises(AnySatError, match="within 0 s: it printed no error"),
         demo.serve_items(tmp_path / "none.json"),
     ):
         pass
@@ -294,7 +294,7 @@ def check_results(out: Path, said: str, size: int):
 
 
 def silent_server():
-    """Accepts connections and never answers: what a firewall may look like."""
+    """Accepts connections and never answers, as a firewall may do."""
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
     server.listen()
@@ -302,14 +302,14 @@ def silent_server():
 
 
 def alone(tmp_path, **variables):
-    """An environment without anyone's weights or options."""
+    """An environment without weights or options of its user."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XR_ANYSAT", "HF_"))}
     places = {"HF_HOME": str(tmp_path / "hub"), "XR_ANYSAT_CACHE_DIR": str(tmp_path / "cache")}
     return kept | places | variables
 
 
 def test_a_silent_hub_does_not_hang(tmp_path):
-    """A hub that never answers costs seconds, and the fallback is told in capitals."""
+    """A hub that never answers costs seconds, and the fallback is announced in capital letters."""
     with silent_server() as server:
         env = alone(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.getsockname()[1]}")
         code = "import sys; from xr_anysat.demo import run; print(run.find_weights(None, 'base'))"
@@ -319,18 +319,18 @@ def test_a_silent_hub_does_not_hang(tmp_path):
         )
         assert time.monotonic() - began < 30
     assert done.returncode == 0, done.stderr
-    assert "out of reach" in done.stdout
+    assert "cannot be reached" in done.stdout
     assert "learned=False" in done.stdout
 
 
 def test_demo(tmp_path, capsys):
-    """As a command, then of another scene in this process: it writes over what the first one left."""
+    """As a command, then with another scene in this process: it overwrites the first results."""
     arguments = ["demo", "--out", str(tmp_path / "made"), "--size", "64", "--model", "tiny"]
     command = [sys.executable, "-m", "xr_anysat", *arguments]
     done = subprocess.run(command, env=alone(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "No official weights of 'tiny'" in done.stdout
-    assert "Searching a STAC catalog of this machine" in done.stdout
+    assert "There are no official weights for model 'tiny'" in done.stdout
+    assert "Searching a STAC catalog on this machine" in done.stdout
     check_results(tmp_path / "made", done.stdout, 64)
     assert main([*arguments, "--weights", "random", "--seed", "1"]) == 0
     check_results(tmp_path / "made", capsys.readouterr().out, 64)
@@ -339,7 +339,7 @@ def test_demo(tmp_path, capsys):
 def test_errors_are_one_line(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--size", "63"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: size must be even")
+    assert said.startswith("error: size=(63, 63): expected even")
     assert "Traceback" not in said
 
 
@@ -354,12 +354,12 @@ def test_missing_dependencies(monkeypatch):
 
 @pytest.fixture
 def nothing_here(monkeypatch, tmp_path):
-    """No official weights on this machine, and no option that names any."""
+    """No official weights on this machine, and no option that sets any."""
     monkeypatch.setattr(demo.checkpoint, "official_path", lambda download=True: None)
     monkeypatch.setattr(demo, "option", lambda name, given: given)
 
 
-def test_weights_as_asked(nothing_here, tmp_path):
+def test_requested_weights(nothing_here, tmp_path):
     mine = tmp_path / "random.pth"
     mine.write_bytes(bytes(200_000))
     assert demo.find_weights(str(mine), "base") == demo.Weights(str(mine), "weights of random.pth", True)
@@ -370,17 +370,17 @@ def test_weights_as_asked(nothing_here, tmp_path):
         demo.find_weights(str(tmp_path / "none.pth"), "base")
 
 
-def test_official_weights_that_are_here(monkeypatch, nothing_here, tmp_path):
+def test_official_weights_on_this_machine(monkeypatch, nothing_here, tmp_path):
     monkeypatch.setattr(demo.checkpoint, "official_path", lambda download=True: tmp_path)
     monkeypatch.setattr(demo, "reachable", no_compute)
     assert demo.find_weights(None, "base") == demo.Weights("official", "official weights", True)
 
 
-def test_offline_asks_nobody(monkeypatch, nothing_here, capsys):
+def test_offline_connects_to_nothing(monkeypatch, nothing_here, capsys):
     monkeypatch.setattr(demo.checkpoint, "offline", lambda: True)
     monkeypatch.setattr(demo, "reachable", no_compute)
     assert not demo.find_weights(None, "base").learned
-    assert "out of reach" in capsys.readouterr().out
+    assert "cannot be reached" in capsys.readouterr().out
 
 
 def test_a_slow_download_is_given_up(monkeypatch, nothing_here, capsys):

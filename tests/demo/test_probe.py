@@ -1,4 +1,4 @@
-"""The probe: the same cells, classes and folds for embeddings and frames, on made-up and on one's own data."""
+"""The probe: the same cells, classes and folds for embeddings and frames, on synthetic and on real data."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def points(scene: SyntheticScene) -> gpd.GeoDataFrame:
     return table[table.groupby("cover")["cover"].transform("size") > 5]
 
 
-def test_a_made_up_scene_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_synthetic_scene_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "probe", *QUICK, "--size", "64", "--json", str(tmp_path / "probe.json")]) == 0
     said = capsys.readouterr().out
-    assert "random weights: nothing learned is shown" in said
+    assert "random weights: this shows that the pipeline works" in said
     report = json.loads((tmp_path / "probe.json").read_text())
     assert [row["channels"] for row in report["rows"]] == [256, 30, 60]
     for row in report["rows"]:
         assert f"{row['accuracy']:.1%} ± {row['spread']:.1%}" in said
-    # of spectra that tell classes apart by construction; a ninth or so would be chance
+    # spectra separate the classes by construction; chance is about one ninth
     assert report["rows"][1]["accuracy"] > 0.6
     settings = report["settings"]
     assert (settings["model"], settings["weights"], settings["learned"]) == ("tiny", "random:0", False)
@@ -59,7 +59,7 @@ def test_a_made_up_scene_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("kind", ["points", "polygons"])
-def test_ones_own_data(
+def test_data_of_a_user(
     store: Path, points: gpd.GeoDataFrame, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = points if kind == "points" else points.set_geometry(points.buffer(12, cap_style="square"))
@@ -90,7 +90,7 @@ def test_features_are_means_and_deviations_of_the_pixels_in_a_cell(scene: Synthe
     block = frames.values[:, :, 20:22, 12:14].reshape(20, 4)
     np.testing.assert_allclose(mean[1], np.nanmean(block, 1), rtol=1e-6)
     np.testing.assert_allclose(deviation[1], np.nanstd(block, 1), rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(mean[0, :10], mean[1, :10])  # nothing was seen: the mean of the others
+    np.testing.assert_allclose(mean[0, :10], mean[1, :10])  # nothing was observed: the mean of the others
     border, _ = probe._moments(frames, x - 10, y + 10, 20.0)
     np.testing.assert_allclose(border[0, 10:], frames.values[1, :, 0, 0], rtol=1e-6)
 
@@ -106,7 +106,7 @@ def test_refusals(store: Path, points: gpd.GeoDataFrame, tmp_path: Path) -> None
         probe.run(str(store), str(tmp_path / "labels.gpkg"), "kind", **quick)
     away = gpd.GeoDataFrame({"cover": ["a"]}, geometry=[shapely.Point(0, 0)], crs=points.crs)
     away.to_file(tmp_path / "away.gpkg")
-    with pytest.raises(CubeError, match=r"0 observed cells of 0 classes.*are the labels where the cube is"):
+    with pytest.raises(CubeError, match=r"0 observed cells of 0 classes.*are the labels inside the cube"):
         probe.run(str(store), str(tmp_path / "away.gpkg"), "cover", **quick)
     with pytest.raises(CubeError, match=r"one square of 640 m: take a larger area"):
         probe.run(model="tiny", weights="random", frames=2, tile=64, size=24)

@@ -223,7 +223,7 @@ def test_forms_of_a_point(capsys, form):
         (["embed", *NOWHERE, "--out", "x", "--codec", "int9"], "codec='int9': expected"),
         (["embed", *NOWHERE, "--out", "x", "--norm", "none.json"], "norm='none.json' cannot be read"),
         (["verify", "not a repository"], "neither a folder on this machine nor owner/name"),
-        (["demo", "--size", "63"], "size must be even"),
+        (["demo", "--size", "63"], "size=(63, 63): expected even"),
     ],
 )  # fmt: skip
 def test_what_is_impossible(tmp_path, monkeypatch, capsys, arguments, message):

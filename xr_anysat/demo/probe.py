@@ -1,8 +1,7 @@
-"""A linear probe on embeddings, and on the frames they were made of: what the pipeline is worth.
+"""A linear probe on embeddings and on the frames that they were computed from: what embeddings add.
 
-Both get the same cells, the same classes and the same folds, which are apart on the ground
-(:func:`xr_anysat.classify` tells why). Run it by ``python -m xr_anysat bench probe``. With random weights it shows
-that the machinery works, and nothing learned.
+Both get the same cells, classes and folds. Folds are separate areas on the ground (:func:`xr_anysat.classify` explains
+why). Run it with ``python -m xr_anysat bench probe``. With random weights it only shows that the pipeline works.
 """
 
 from __future__ import annotations
@@ -37,26 +36,26 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 NORM = "pastis"
-"""Fixed constants, so that the area's extent changes nothing."""
+"""Fixed constants: the result does not depend on the extent of the area."""
 
 YEAR = 2022
-"""Of the made-up scene."""
+"""Year of the synthetic scene."""
 
-RANDOM = "random weights: nothing learned is shown, only that the machinery works"
+RANDOM = "random weights: this shows that the pipeline works, but nothing that AnySat has learned"
 
 
 @dataclass(frozen=True)
 class Row:
-    """How well a linear probe does on some features.
+    """Scores of a linear probe on one set of features.
 
     Attributes
     ----------
     features : str
-        What they are.
+        Name of the features.
     channels : int
-        How many.
+        Number of features per cell.
     accuracy : float
-        Share of cells that were predicted right from cells of other blocks.
+        Share of cells whose class was predicted correctly from cells of other blocks.
     spread : float
         Standard deviation of the folds' accuracies.
     f1_macro : float
@@ -72,13 +71,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What a probe found.
+    """Result of a probe.
 
     Attributes
     ----------
     rows : tuple of Row
     settings : dict
-        Data, model, weights, cells, classes and blocks.
+        Data, model, weights, and numbers of cells, classes and folds.
     """
 
     rows: tuple[Row, ...]
@@ -91,7 +90,7 @@ class Report:
     def __str__(self) -> str:
         s = self.settings
         lines = [
-            f"{s['cells']} cells of {s['classes']} classes, {s['folds']} folds of whole squares of {s['block_m']:g} m",
+            f"{s['cells']} cells of {s['classes']} classes, {s['folds']} folds of squares of {s['block_m']:g} m",
             f"{'features':34}{'channels':>8}{'accuracy':>18}{'macro F1':>10}",
         ]
         for row in self.rows:
@@ -121,18 +120,18 @@ def run(
     Parameters
     ----------
     cube : str, optional
-        A Zarr store of a Sentinel-2 cube, whose frames fit into memory. Default: a made-up scene, whose land cover is
-        known.
+        A Zarr store of a Sentinel-2 cube; its frames must fit into memory. Default: a synthetic scene with known land
+        cover.
     labels, column : str, optional
-        Of one's own cube: a file of points or polygons, and its column of classes.
+        Labels of `cube`: a file of points or polygons, and its column of classes.
     model, weights, patch_size, tile, frames
         As in :func:`xr_anysat.embed`.
     cells : int
-        Of each class, at most.
+        Maximum number of cells per class.
     size : int
-        Side of the made-up scene in pixels.
+        Side of the synthetic scene in pixels.
     seed : int
-        Of the scene, and of which cells are taken.
+        Seed of the scene and of the choice of cells.
 
     Returns
     -------
@@ -141,15 +140,15 @@ def run(
     Raises
     ------
     OptionError, CubeError
-        If the data do not go together, or hold too little.
+        If the data cannot be read, do not match, or have too few labeled cells.
     """
     if (cube is None) != (labels is None) or (labels is None) != (column is None):
         raise OptionError(
-            "cube, labels and column go together: expected all three, or none for the made-up scene"
+            "cube, labels and column go together: expected all three, or none for the synthetic scene"
         )
     import_optional("sklearn", "the probe")
     with tempfile.TemporaryDirectory() as folder:
-        data, truth = _made_up(Path(folder), size, seed) if cube is None else _own(cube, labels)
+        data, truth = _make_data(Path(folder), size, seed) if cube is None else _read_data(cube, labels)
         composed = data.anysat.frames(frames).persist()
         emb = composed.anysat.embed(
             frames=None, norm=NORM, patch_size=patch_size, tile=tile, model=model, weights=weights
@@ -157,12 +156,12 @@ def run(
         known = (
             _majority(emb, truth) if isinstance(truth, xr.DataArray) else _cells_of(emb, truth, str(column))
         )
-        rows, settings = compare(emb, composed, _some(known, cells, seed))
+        rows, settings = compare(emb, composed, _choose_per_class(known, cells, seed))
     source = emb.attrs["weights"]
     return Report(
         rows,
         {
-            "data": "made up by xr_anysat.demo.scene" if cube is None else f"{cube}, {labels}, {column}",
+            "data": "synthetic scene of xr_anysat.demo" if cube is None else f"{cube}, {labels}, {column}",
             "model": emb.attrs["model"],
             "weights": source,
             "learned": WeightsSource.parse(source).kind != "random",
@@ -176,38 +175,38 @@ def run(
 
 
 def compare(
-    emb: xr.DataArray, frames: xr.DataArray, labelled: pd.DataFrame
+    emb: xr.DataArray, frames: xr.DataArray, labeled: pd.DataFrame
 ) -> tuple[tuple[Row, ...], dict[str, Any]]:
-    """Probe embeddings and frames at labelled cells.
+    """Probe embeddings and frames at labeled cells.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
     frames : DataArray, (time, band, y, x)
-        What it was made of.
-    labelled : DataFrame
-        ``row`` and ``col`` of cells, and their ``label``.
+        The frames that `emb` was computed from.
+    labeled : DataFrame
+        ``row``, ``col`` and ``label`` of cells.
 
     Returns
     -------
     rows : tuple of Row
     settings : dict
-        How many cells, classes and folds, and the side of the blocks.
+        Numbers of cells, classes and folds, and the side of the blocks in meters.
     """
-    values = vectors(emb, labelled["row"].values, labelled["col"].values)
+    values = vectors(emb, labeled["row"].values, labeled["col"].values)
     there = observed(values.T)
-    values, labelled = values[there], labelled[there]
-    names, codes = np.unique(labelled["label"].values, return_inverse=True)
+    values, labeled = values[there], labeled[there]
+    names, codes = np.unique(labeled["label"].values, return_inverse=True)
     if len(names) < 2 or np.bincount(codes).min() < MIN_POINTS_PER_CLASS:
         raise CubeError(
-            f"{len(labelled)} observed cells of {len(names)} classes: expected two classes at least, and "
-            f"{MIN_POINTS_PER_CLASS} cells of each; are the labels where the cube is?"
+            f"{len(labeled)} observed cells of {len(names)} classes: expected at least two classes, and "
+            f"{MIN_POINTS_PER_CLASS} cells of each; are the labels inside the cube?"
         )
-    x, y = emb["x"].values[labelled["col"]], emb["y"].values[labelled["row"]]
+    x, y = emb["x"].values[labeled["col"]], emb["y"].values[labeled["row"]]
     side = float(max(np.ptp(x) / BLOCKS_ACROSS, np.ptp(y) / BLOCKS_ACROSS, emb.attrs["tile"] * PIXEL))
     blocks = blocks_of(x, y, side)
     if len(np.unique(blocks)) < 2:
-        raise CubeError(f"all cells lie in one square of {side:g} m: take a larger area")
+        raise CubeError(f"all cells are in one square of {side:g} m: take a larger area")
     mean, deviation = _moments(frames, x, y, float(emb.attrs["patch_size_m"]))
     rows, folds = [], 0
     for name, features in (
@@ -216,7 +215,7 @@ def compare(
         ("frames, mean and deviation", np.concatenate([mean, deviation], 1)),
     ):
         score = cross_validate(partial(fit_classifier, method="linear"), features, codes, blocks)
-        assert score is not None  # there are two blocks
+        assert score is not None  # since there are two blocks
         folds, spread = len(score.folds), float(np.std(score.folds))
         rows.append(Row(name, features.shape[1], score.accuracy, spread, score.f1_macro))
     return tuple(rows), {
@@ -227,13 +226,13 @@ def compare(
 def _moments(
     frames: xr.DataArray, x: np.ndarray, y: np.ndarray, cell: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (n, T × 10) of the pixels in each cell; what no pixel shows is the mean of all."""
+    """Mean and standard deviation (n, T × 10) of the pixels per cell; gaps have the mean of all cells."""
     side = round(cell / PIXEL)
     shift = (np.arange(side) - (side - 1) / 2) * PIXEL
     place = []
-    for dim, centre, sign in (("y", y, -1.0), ("x", x, 1.0)):
+    for dim, center, sign in (("y", y, -1.0), ("x", x, 1.0)):
         first = float(frames[dim].values[0])
-        place.append(np.rint((centre[:, None] + shift - first) * sign / PIXEL).astype(int))
+        place.append(np.rint((center[:, None] + shift - first) * sign / PIXEL).astype(int))
     rows, cols = (
         np.broadcast_to(p, (len(x), side, side)) for p in (place[0][:, :, None], place[1][:, None, :])
     )
@@ -247,11 +246,11 @@ def _moments(
         mean = np.where(known, picked, 0).sum(1, dtype=float) / count
         spread = np.where(known, np.square(picked - mean[:, None]), 0).sum(1, dtype=float)
         deviation = np.sqrt(spread / count)
-    return _filled(mean), _filled(deviation)
+    return _fill_gaps(mean), _fill_gaps(deviation)
 
 
-def _filled(features: np.ndarray) -> np.ndarray:
-    """Features without NaN: a column's mean stands in, and 0 in a column of nothing else."""
+def _fill_gaps(features: np.ndarray) -> np.ndarray:
+    """Replace NaN by the mean of its column, or by 0 in a column that has nothing else."""
     known = np.isfinite(features)
     mean = np.where(known, features, 0).sum(0) / np.maximum(known.sum(0), 1)
     filled: np.ndarray = np.where(known, features, mean)
@@ -261,9 +260,9 @@ def _filled(features: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------- data
 
 
-def _made_up(folder: Path, size: int, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
-    """A scene, and its true land cover."""
-    import_optional("rioxarray", "the made-up scene")
+def _make_data(folder: Path, size: int, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Make a scene and its true land cover."""
+    import_optional("rioxarray", "the synthetic scene")
     from xr_anysat.demo.run import read_landcover
     from xr_anysat.demo.scene import make_scene, open_scene
 
@@ -271,20 +270,20 @@ def _made_up(folder: Path, size: int, seed: int) -> tuple[xr.DataArray, xr.DataA
     return open_scene(scene.folder).load(), read_landcover(scene.landcover)
 
 
-def _own(cube: str, labels: str | None) -> tuple[xr.DataArray | xr.Dataset, GeoDataFrame]:
-    """A cube of a store, and a table of labels."""
+def _read_data(cube: str, labels: str | None) -> tuple[xr.DataArray | xr.Dataset, GeoDataFrame]:
+    """Read the cube of a store and a table of labels."""
     geopandas = import_optional("geopandas", "the probe")
     try:
         stored = xr.open_zarr(cube, decode_coords="all")
         truth = geopandas.read_file(labels)
-    except Exception as error:  # of whichever library speaks to the file system
+    except Exception as error:  # of any library that reads files
         raise OptionError(f"cube={cube!r} or labels={labels!r} cannot be read: {error}") from error
     arrays = [v for v in stored.data_vars.values() if v.ndim == 4]
     return (arrays[0] if len(arrays) == 1 else stored), truth
 
 
 def _majority(emb: xr.DataArray, truth: xr.DataArray) -> pd.DataFrame:
-    """The class that most pixels of each cell have, of pixels (y, x) of 10 m; 0 is unknown."""
+    """Most frequent class in each cell, from pixels (y, x) of 10 m; 0 is unknown."""
     a = require_grid(emb, "the probe").affine
     rows = np.floor((truth["y"].values - a.f) / a.e).astype(int)
     cols = np.floor((truth["x"].values - a.c) / a.a).astype(int)
@@ -296,7 +295,7 @@ def _majority(emb: xr.DataArray, truth: xr.DataArray) -> pd.DataFrame:
 
 
 def _cells_of(emb: xr.DataArray, truth: GeoDataFrame, column: str) -> pd.DataFrame:
-    """The cells that labelled points lie in, or whose centres lie in labelled polygons."""
+    """Cells that contain labeled points, or whose centers are inside labeled polygons."""
     frame = as_geodataframe(truth, "labels", "the probe")
     if column not in frame.columns:
         raise OptionError(f"{column=}: expected one of {[c for c in frame.columns if c != 'geometry']}")
@@ -315,7 +314,7 @@ def _cells_of(emb: xr.DataArray, truth: GeoDataFrame, column: str) -> pd.DataFra
     return found.drop_duplicates(["row", "col"])
 
 
-def _some(labelled: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """At most so many cells of each class, in the order of their places."""
-    shuffled = labelled.sort_values(["row", "col"]).sample(frac=1, random_state=seed)
-    return shuffled.groupby("label").head(most).sort_values(["row", "col"])
+def _choose_per_class(labeled: pd.DataFrame, max_cells: int, seed: int) -> pd.DataFrame:
+    """Choose at most `max_cells` cells of each class at random, ordered by row and column."""
+    shuffled = labeled.sort_values(["row", "col"]).sample(frac=1, random_state=seed)
+    return shuffled.groupby("label").head(max_cells).sort_values(["row", "col"])

@@ -1,7 +1,7 @@
-"""The whole way once, on made-up data: a catalog, search, lazy cube, frames, embedding, picture.
+"""The whole pipeline on synthetic data: catalog, search, lazy cube, frames, embedding, picture.
 
-Run it by ``python -m xr_anysat demo``. It needs no account, no data and no network: the catalog is a
-STAC API of this machine, for as long as it is needed.
+Run it with ``python -m xr_anysat demo``. It needs no account, data or network: the catalog is a temporary STAC API on
+this machine.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from xr_anysat.shared.checks import require_packages
 
 MEANINGLESS = "RANDOM WEIGHTS: SUCH EMBEDDINGS CARRY NO LEARNED MEANING"
 
-# A vector a 10 m pixel. The token of a patch also tells where in its window the patch lies, so a map of
-# patch tokens shows the windows; a pixel's own token follows the ground.
+# One vector per 10 m pixel. The token of a patch depends on the place of the patch in its window, so a map of patch
+# tokens shows the windows; the token of a pixel follows the ground.
 OUTPUT = "local"
 
 PATCH_SIZE = 20
 
-# Fixed constants, so that the scene's place and size change nothing
+# Fixed constants: the result does not depend on the place and size of the scene
 NORM = "pastis"
 
 YEAR = 2022
@@ -48,20 +48,20 @@ DOWNLOAD_SECONDS = 60.0
 
 START_SECONDS = 30.0
 
-# Percent of clouds; a scene that is all cloud need not be read
+# Percent; scenes with more clouds show nothing and are not read
 MAX_CLOUD = 90
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that the demo found.
+    """The weights that the demo uses.
 
     Attributes
     ----------
     argument : str, tuple or None
-        What to hand to ``embed(weights=...)``.
+        Value of ``embed(weights=...)``.
     label : str
-        In words.
+        Their description.
     learned : bool
         False for random weights.
     """
@@ -72,7 +72,7 @@ class Weights:
 
 
 def check_dependencies() -> None:
-    """Raise an AnySatError that names the pip command, if the demo extra is not installed."""
+    """Raise an AnySatError with the pip command if the demo extra is not installed."""
     modules = ("matplotlib", "sklearn", "rasterio", "rioxarray", "odc.stac", "pystac_client", "scipy")
     rustac = () if find_rustac() else ("rustac",)
     require_packages("the demo", *modules, install="'xr_anysat[demo]'", missing=rustac)
@@ -81,28 +81,28 @@ def check_dependencies() -> None:
 def run(
     out: str | Path, *, size: int = 240, model: str = "base", weights: str | None = None, seed: int = 0
 ) -> None:
-    """Make a scene, serve it, open it by search, embed it; write ``embedding.zarr`` and ``embedding.png``.
+    """Make a scene, serve it, open it by search and embed it; write ``embedding.zarr`` and ``embedding.png``.
 
-    A STAC Item of the embedding is written too, ``embedding.stac.json``.
+    A STAC Item of the embedding is written to ``embedding.stac.json``.
 
     Parameters
     ----------
     out : str or Path
-        Folder of all results; what an earlier run left there is written over.
+        Folder of all results; results of an earlier run are overwritten.
     size : int
         Side of the scene in 10 m pixels, even.
     model : str
         ``base``, ``small`` or ``tiny``.
     weights : str or None
-        A checkpoint, or ``"random"``. None takes the official weights if they are here or can be
-        had within a minute, and says in capitals if not.
+        A checkpoint, or ``"random"``. None uses the official weights if they are on this machine or can be downloaded
+        within a minute; otherwise random weights, with a warning in capital letters.
     seed : int
-        Of the scene.
+        Seed of the scene.
 
     Raises
     ------
     AnySatError
-        If the demo's dependencies are missing, or an argument is impossible.
+        If dependencies of the demo are missing, or an argument is invalid.
     """
     check_dependencies()
     from xr_anysat.demo.scene import make_scene
@@ -115,7 +115,7 @@ def run(
     say(f"1/4  Writing a Sentinel-2 year of {size} × {size} pixels of 10 m")
     scene = make_scene(out / "scene", size=(size, size), year=YEAR, seed=seed)
 
-    say("2/4  Searching a STAC catalog of this machine, compositing frames: the median of what is clear")
+    say("2/4  Searching a STAC catalog on this machine, composing frames: the median of clear pixels")
     with serve_items(scene.items) as url, progress():
         cube = open_s2(
             point=scene.center,
@@ -125,7 +125,7 @@ def run(
             max_cloud=MAX_CLOUD,
             chunks=128,
         )
-        # In memory but still in chunks, so that the embedding is lazy
+        # In memory, but still chunked, so that the embedding is lazy
         frames = cube.anysat.frames(8).persist()
 
     say(f"3/4  Embedding with AnySat {model}, {found.label}")
@@ -137,7 +137,7 @@ def run(
     if not found.learned:
         embedding.attrs["warning"] = MEANINGLESS
     store = out / "embedding.zarr"
-    if store.exists():  # of other options perhaps, and then refused
+    if store.exists():  # a store with other options would be refused
         shutil.rmtree(store)
     began = time.perf_counter()
     with progress():
@@ -154,7 +154,7 @@ def run(
     shape = ", ".join(f"{dim} {n}" for dim, n in embedding.sizes.items())
     say("")
     say(f"Embedding    {shape}; {embedding.dtype}; {embedding.rio.crs}")
-    say(f"Time         {time.perf_counter() - started:.1f} s, {seconds:.1f} s of them to embed")
+    say(f"Time         {time.perf_counter() - started:.1f} s, of which {seconds:.1f} s to embed")
     say(f"Speed        {size * size / seconds:,.0f} pixels/s")
     if peak := peak_memory():
         say(f"Memory peak  {peak / 2**30:.2f} GiB")
@@ -164,12 +164,12 @@ def run(
 
 
 def say(line: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print without buffering, also into a pipe."""
     print(line, flush=True)
 
 
 def progress() -> AbstractContextManager[Any]:
-    """Show a progress bar; a pipe or a log gets fewer of its updates."""
+    """Show a progress bar, with fewer updates in a pipe or a log."""
     from dask.diagnostics.progress import ProgressBar
 
     bar: AbstractContextManager[Any] = ProgressBar(dt=0.1 if sys.stdout.isatty() else 1)
@@ -177,10 +177,10 @@ def progress() -> AbstractContextManager[Any]:
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of this process so far in bytes; None where it cannot be known."""
+    """Largest resident memory of this process so far in bytes; None on Windows."""
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -190,18 +190,18 @@ def peak_memory() -> int | None:
 
 
 def find_rustac() -> str | None:
-    """Path of the ``rustac`` program: that of this Python, else the one that the shell finds."""
+    """Path of the ``rustac`` program: the one beside this Python, otherwise the one on the search path."""
     return shutil.which("rustac", path=str(Path(sys.executable).parent)) or shutil.which("rustac")
 
 
 @contextmanager
 def serve_items(items: Path) -> Iterator[str]:
-    """Serve STAC items by ``rustac serve``, to this machine only, as long as the context lasts.
+    """Serve STAC items with ``rustac serve``, on this machine only, while the context is open.
 
     Parameters
     ----------
     items : Path
-        A GeoJSON FeatureCollection of items, whose hrefs are URLs (``file://…``).
+        A GeoJSON FeatureCollection of items; their hrefs are URLs (``file://…``).
 
     Yields
     ------
@@ -211,12 +211,12 @@ def serve_items(items: Path) -> Iterator[str]:
     Raises
     ------
     AnySatError
-        If ``rustac`` is missing or does not start.
+        If ``rustac`` is not installed or does not start.
     """
     program = find_rustac()
     if program is None:
-        raise AnySatError("a STAC API of this machine needs rustac: pip install 'xr_anysat[demo]'")
-    with tempfile.TemporaryFile() as said:
+        raise AnySatError("a STAC API on this machine needs rustac: pip install 'xr_anysat[demo]'")
+    with tempfile.TemporaryFile() as log:
         for _ in range(3):  # another program may take the free port first
             port = free_port()
             address = f"127.0.0.1:{port}"
@@ -224,7 +224,7 @@ def serve_items(items: Path) -> Iterator[str]:
                 [program, "serve", "--create-collections", "--addr", address, str(items)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=log,
             )
             try:
                 if answers(server, port):
@@ -233,15 +233,15 @@ def serve_items(items: Path) -> Iterator[str]:
             finally:
                 server.terminate()
                 server.wait(10)
-        said.seek(0)
-        error = said.read().decode(errors="replace").strip()
+        log.seek(0)
+        error = log.read().decode(errors="replace").strip()
     raise AnySatError(
-        f"rustac serve does not answer within {START_SECONDS:.0f} s: {error[-300:] or 'it says nothing'}"
+        f"rustac serve does not answer within {START_SECONDS:.0f} s: {error[-300:] or 'it printed no error'}"
     )
 
 
 def free_port() -> int:
-    """Find a port of this machine that nobody listens on."""
+    """Find an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -249,7 +249,7 @@ def free_port() -> int:
 
 
 def answers(server: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until a server answers; False if it ends, or takes too long."""
+    """Wait until a server answers; False if it ends, or takes longer than `START_SECONDS`."""
     limit = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < limit:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
@@ -266,52 +266,52 @@ def answers(server: subprocess.Popen[bytes], port: int) -> bool:
 # --- weights ------------------------------------------------------------------------------------
 
 
-def find_weights(asked: str | None, model: str) -> Weights:
-    """Take the weights asked for; else the official ones; else random ones, as only the demo does."""
-    asked = option("weights", asked)
-    if asked is not None:
-        source = encoder_spec(model, asked).source
+def find_weights(requested: str | None, model: str) -> Weights:
+    """Use the requested weights, otherwise the official ones, otherwise random ones (only the demo does this)."""
+    requested = option("weights", requested)
+    if requested is not None:
+        source = encoder_spec(model, requested).source
         if source.kind == "random":
-            return Weights(asked, "random weights", learned=False)
+            return Weights(requested, "random weights", learned=False)
         name = "official weights" if source.kind == "official" else f"weights of {source.path.name}"
-        return Weights(asked, name, learned=True)
+        return Weights(requested, name, learned=True)
     if model != checkpoint.OFFICIAL.model:
-        say(f"No official weights of {model!r} are published.")
+        say(f"There are no official weights for model {model!r}.")
     elif official_weights():
         return Weights("official", "official weights", learned=True)
     return Weights("random", "random weights", learned=False)
 
 
 def official_weights() -> bool:
-    """Tell whether the official weights are here, if need be after a download of limited time."""
+    """Whether the official weights are on this machine; if not, try to download them for a limited time."""
     if checkpoint.official_path(download=False) is not None:
         return True
     if checkpoint.offline() or not reachable():
-        say("The official weights are not on this machine, and their hub is out of reach.")
+        say("The official weights are not on this machine, and the Hugging Face Hub cannot be reached.")
         return False
     say(f"Downloading the official weights (504 MB), for at most {DOWNLOAD_SECONDS:.0f} s")
-    # In a process of its own, as nothing else ends a download for certain
+    # In a separate process, which can always be ended
     code = "from xr_anysat.model import checkpoint; checkpoint.official_path()"
     try:
         subprocess.run([sys.executable, "-c", code], timeout=DOWNLOAD_SECONDS, check=True)
     except subprocess.SubprocessError:
-        say(f"The download did not finish. Without a limit: python -c {code!r}")
+        say("The download did not finish. Without a time limit: python -m xr_anysat weights fetch")
         return False
     return True
 
 
 def reachable() -> bool:
-    """Tell whether the hub of the official weights answers at once."""
+    """Whether the hub of the official weights answers within `PROBE_SECONDS`."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(checkpoint.OFFICIAL.repo, checkpoint.OFFICIAL.filename)
     answers = []
 
     def ask() -> None:
-        with suppress(Exception):  # whatever it is, there is no answer
+        with suppress(Exception):  # after any error there is no answer
             answers.append(get_hf_file_metadata(url, timeout=PROBE_SECONDS))
 
-    # In a thread that is not waited for: the timeout does not cover the look-up of the host's name
+    # In a thread that can be left behind: the timeout does not cover the look-up of the host name
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS + 1)
@@ -322,7 +322,7 @@ def reachable() -> bool:
 
 
 def read_landcover(path: Path) -> xr.DataArray:
-    """Read the true land cover, (y, x), 0 where unknown."""
+    """Read the true land cover (y, x); 0 is unknown."""
     import rioxarray
 
     image: Any = rioxarray.open_rasterio(path)
@@ -338,20 +338,19 @@ def draw(
     title: str,
     warning: str = "",
 ) -> None:
-    """Draw frames, embedding and land cover into a PNG, as :func:`xr_anysat.preview` does.
+    """Draw frames, embedding and land cover into a PNG, in the style of :func:`xr_anysat.preview`.
 
     Parameters
     ----------
     path : Path
-        The PNG.
-    frames : xarray.DataArray
-        (time, band, y, x) in DN, with ``doy`` and ``n_obs``.
-    embedding : xarray.DataArray
-        (D, y, x).
-    landcover : xarray.DataArray
-        (y, x), codes of :data:`xr_anysat.demo.scene.CLASSES`.
+        The PNG file.
+    frames : DataArray, (time, band, y, x)
+        DN, with ``doy`` and ``n_obs``.
+    embedding : DataArray, (D, y, x)
+    landcover : DataArray, (y, x)
+        Codes of :data:`xr_anysat.demo.scene.CLASSES`.
     title, warning : str
-        What to write above.
+        Text above the picture.
     """
     from matplotlib.colors import to_rgba_array
     from matplotlib.figure import Figure

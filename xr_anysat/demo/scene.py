@@ -1,13 +1,12 @@
-"""A small Sentinel-2 year on disk, made up but realistic, with known land cover.
+"""A small synthetic Sentinel-2 year on disk: realistic, with known land cover.
 
-:func:`make_scene` writes what a downloaded Sentinel-2 L2A time series looks like: one GeoTIFF a
-band and date, DN (reflectance × 10 000) as uint16, six of the ten bands at 20 m, a scene
-classification (SCL), clouds with their shadows, and a swath edge; and STAC items of it, for a catalog to
-serve to :func:`xr_anysat.stac.search.open_s2`. :func:`open_scene` reads it back as any user of rioxarray would. The
-demo, the notebooks and the tests use both.
+:func:`make_scene` writes files like those of a downloaded Sentinel-2 L2A time series: one GeoTIFF per band and date, DN
+(reflectance × 10 000) as uint16, six of the ten bands at 20 m, a scene classification (SCL), clouds with shadows, and a
+swath edge. It also writes STAC items, which a catalog can serve to :func:`xr_anysat.open_s2`. :func:`open_scene` reads
+the files as a user of rioxarray would. The demo, the notebooks and the tests use both.
 
-Spectra are mixtures of a few endmembers, mixed by the season: typical surface reflectances of
-temperate Europe, read off by eye and rounded. They are plausible, and no more than that.
+Spectra are mixtures of a few endmembers that change with the season. The endmembers are typical surface reflectances
+of temperate Europe, read off by eye and rounded: plausible, and no more than that.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_geom
 
+from xr_anysat.cube import reading
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.stac.search import SCL_INVALID
 
@@ -38,9 +38,19 @@ Floats = npt.NDArray[np.float32]
 
 Ints = npt.NDArray[np.int64]
 
-BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
+def _in_files(band: str) -> str:
+    """Name of a band in the files of a product: B2 is B02."""
+    return f"B{band[1:]:0>2}"
+
+
+BANDS = tuple(_in_files(band) for band in reading.BANDS)
+"""The ten bands, as products name their files."""
 
 BANDS_20M = ("B05", "B06", "B07", "B8A", "B11", "B12")
+
+# Keys of the assets in Earth Search
+_ASSETS = {_in_files(band): name for name, band in reading.COMMON_NAMES.items()} | {"SCL": "scl"}
 
 # Central wavelength of each band in µm, for haze
 _WAVELENGTH = np.array([0.490, 0.560, 0.665, 0.705, 0.740, 0.783, 0.842, 0.865, 1.610, 2.190], "float32")
@@ -69,9 +79,6 @@ CLASS_COLORS: Mapping[int, str] = {
     9: "#a58b78",
 }
 
-# SCL classes that are no view of the ground: no data, defective, cloud shadow, clouds, cirrus
-SCL_MASKED = SCL_INVALID
-
 # Surface reflectance in the ten bands
 _ENDMEMBERS: dict[str, list[float]] = {
     "soil": [0.065, 0.090, 0.125, 0.145, 0.160, 0.175, 0.190, 0.205, 0.275, 0.235],
@@ -98,22 +105,22 @@ _CLOUD = np.array([0.62, 0.62, 0.62, 0.62, 0.63, 0.64, 0.65, 0.65, 0.46, 0.34], 
 
 @dataclass(frozen=True)
 class SyntheticScene:
-    """What :func:`make_scene` wrote.
+    """The files that :func:`make_scene` wrote.
 
     Attributes
     ----------
     folder : Path
-        Where everything lies.
+        The folder of all files.
     observations : tuple of (date, dict of str to Path)
-        One entry a date, in order: the files of ``B02`` … ``B12`` and ``SCL``.
+        One entry per date, in order: the files of ``B02`` … ``B12`` and ``SCL``.
     landcover : Path
-        The true land cover at 10 m, uint8; codes as in `classes`.
+        The true land cover at 10 m, uint8, with the codes of `classes`.
     classes : Mapping of int to str
         The name of each land-cover code.
     items : Path
-        STAC items of the observations, a GeoJSON FeatureCollection.
+        STAC items of the observations: a GeoJSON FeatureCollection.
     center : (float, float)
-        Longitude and latitude of the middle.
+        Longitude and latitude of the center.
     """
 
     folder: Path
@@ -126,12 +133,12 @@ class SyntheticScene:
 
 @dataclass(frozen=True)
 class _Ground:
-    """All that stays the same through the year, each (y, x) at 10 m."""
+    """Everything that is constant during the year; each array is (y, x) at 10 m."""
 
     cover: npt.NDArray[np.uint8]
-    shift: Floats  # days by which this parcel's season is late
-    brightness: Floats  # factor of the parcel and of the canopy's texture
-    material: Ints  # index into _MATERIALS, where the cover has kinds: water and town
+    shift: Floats  # delay of the parcel's season in days
+    brightness: Floats  # factor of the parcel and of the texture of the canopy
+    material: Ints  # index into _MATERIALS, where the cover is water or town
     track: npt.NDArray[np.bool_]  # dirt tracks between fields
 
 
@@ -150,43 +157,43 @@ def make_scene(
     crs: str = "EPSG:32632",
     origin: tuple[int, int] = (688_140, 5_104_580),
 ) -> SyntheticScene:
-    """Write a made-up Sentinel-2 year as GeoTIFFs.
+    """Write a synthetic Sentinel-2 year as GeoTIFFs.
 
     Parameters
     ----------
     folder : str or Path
-        Is made if need be: ``YYYYMMDD/B02.tif`` …, ``YYYYMMDD/SCL.tif``, ``landcover.tif`` and
-        ``items.json``. Files of the same names are written over; other dates in it are left as they are.
+        Created if it does not exist. Contains ``YYYYMMDD/B02.tif`` …, ``YYYYMMDD/SCL.tif``, ``landcover.tif`` and
+        ``items.json``. Existing files with these names are overwritten; folders of other dates are kept.
     size : tuple of int
         Rows and columns at 10 m; even, so that 20 m pixels fit.
     year : int
         Year of the observations.
     dates : int
-        How many dates, 1 to 73, spread over the year in steps of whole five-day revisits.
+        Number of dates, 1 to 73, spread over the year in multiples of the five-day revisit time.
     seed : int
-        The same seed makes the same scene.
+        The same seed gives the same scene.
     crs : str
-        A projected CRS in metres.
+        A projected CRS in meters.
     origin : tuple of int
-        Upper left corner (x, y) in metres, multiples of 10. The default is no multiple of 40 or
-        240, so that patches and windows on the grid are cut by the border, as in real life.
+        Upper left corner (x, y) in meters, multiples of 10. The default is not a multiple of 40 or 240, so the border
+        cuts patches and windows of the grid, as in real areas.
 
     Returns
     -------
-    Scene
+    SyntheticScene
         The files and the class names.
 
     Raises
     ------
     OptionError
-        If the size is odd, the origin off the 10 m lattice, or the number of dates impossible.
+        If `size` is odd or not positive, `origin` is not on the 10 m lattice, or `dates` is out of range.
     """
     if min(size) < 2 or size[0] % 2 or size[1] % 2:
-        raise OptionError(f"size must be even and positive, to hold whole 20 m pixels; got {size}")
+        raise OptionError(f"{size=}: expected even, positive numbers of pixels, so that 20 m pixels fit")
     if origin[0] % 10 or origin[1] % 10:
-        raise OptionError(f"origin must be multiples of 10 m; got {origin}")
+        raise OptionError(f"{origin=}: expected multiples of 10 m")
     if not 1 <= dates <= 73:
-        raise OptionError(f"dates must be 1 to 73 (a revisit each five days of a year); got {dates}")
+        raise OptionError(f"{dates=}: expected 1 to 73, one per five-day revisit of a year")
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,29 +230,31 @@ def make_scene(
 def open_scene(folder: str | Path, *, chunks: int = 128) -> xr.DataArray:
     """Open a folder of :func:`make_scene` as a lazy cube.
 
-    The 20 m bands are resampled to 10 m bilinearly (no data stay out of the weights), the SCL by
-    nearest neighbour; what the SCL calls no data, cloud or shadow becomes NaN.
+    The 20 m bands are resampled to 10 m bilinearly (no-data pixels have no weight), the SCL by nearest neighbor.
+    Pixels that the SCL classifies as no data, cloud or shadow become NaN.
 
     Parameters
     ----------
     folder : str or Path
-        Holds ``YYYYMMDD/B02.tif`` and so on.
+        Contains ``YYYYMMDD/B02.tif`` and so on.
     chunks : int
         Side of the dask chunks in pixels.
 
     Returns
     -------
-    xarray.DataArray
-        ``s2``, (time, band, y, x), DN as float32 with NaN, lazy, with CRS.
+    DataArray, (time, band, y, x)
+        ``s2``: DN as float32 with NaN, lazy, with CRS.
 
     Raises
     ------
     CubeError
-        If the folder holds no dates.
+        If the folder contains no dates.
     """
     folders = sorted(p.parent for p in Path(folder).glob("[0-9]" * 8 + "/B02.tif"))
     if not folders:
-        raise CubeError(f"no YYYYMMDD/B02.tif in {str(folder)!r}: make_scene writes a scene there")
+        raise CubeError(
+            f"no YYYYMMDD/B02.tif in {str(folder)!r}: write a scene there with make_scene(folder)"
+        )
 
     with rasterio.open(folders[0] / "B02.tif") as file:
         grid = {"crs": file.crs, "transform": file.transform, "width": file.width, "height": file.height}
@@ -257,7 +266,7 @@ def open_scene(folder: str | Path, *, chunks: int = 128) -> xr.DataArray:
 
     times = []
     for each in folders:
-        clear = ~read(each / "SCL.tif", Resampling.nearest).isin(SCL_MASKED)
+        clear = ~read(each / "SCL.tif", Resampling.nearest).isin(SCL_INVALID)
         bands = [read(each / f"{band}.tif", Resampling.bilinear) for band in BANDS]
         cube = xr.concat(bands, "band", join="exact", combine_attrs="drop")
         times.append(cube.where((cube != 0) & clear).astype("float32"))
@@ -269,30 +278,8 @@ def open_scene(folder: str | Path, *, chunks: int = 128) -> xr.DataArray:
     return referenced
 
 
-# Keys of the assets as Earth Search has them
-_ASSETS = dict(
-    zip(
-        (*BANDS, "SCL"),
-        [
-            "blue",
-            "green",
-            "red",
-            "rededge1",
-            "rededge2",
-            "rededge3",
-            "nir",
-            "nir08",
-            "swir16",
-            "swir22",
-            "scl",
-        ],
-        strict=True,
-    )
-)
-
-
 def _item(day: date, paths: Mapping[str, Path], crs: str) -> dict[str, Any]:
-    """STAC item of an observation, laid out as Earth Search does, that says what it is: made up."""
+    """STAC item of an observation, with the layout of Earth Search; it says that it is synthetic."""
     with rasterio.open(paths["SCL"]) as file:
         scl, bounds = file.read(1), file.bounds
     left, bottom, right, top = bounds
@@ -317,13 +304,13 @@ def _item(day: date, paths: Mapping[str, Path], crs: str) -> dict[str, Any]:
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
-        "id": f"made-up-{day:%Y%m%d}",
-        "collection": "made-up",
+        "id": f"synthetic-{day:%Y%m%d}",
+        "collection": "synthetic",
         "geometry": footprint,
         "bbox": [min(lons), min(lats), max(lons), max(lats)],
         "properties": {
             "datetime": f"{day.isoformat()}T10:20:00Z",
-            "description": "Made up by xr_anysat.demo.scene: no satellite saw this",
+            "description": "Synthetic, made by xr_anysat.demo.scene: not observed by a satellite",
             "eo:cloud_cover": round(100 * float(np.isin(scl, (8, 9, 10)).sum()) / observed, 3),
             "proj:epsg": rasterio.crs.CRS.from_string(crs).to_epsg(),
         },
@@ -371,7 +358,7 @@ def _floats(values: npt.ArrayLike) -> Floats:
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], scale: float, slope: float = 1.6) -> Floats:
     """Fractal noise of zero mean and unit variance, smooth below `scale` pixels."""
-    # The Fourier transform wraps around: make more than is needed, and cut
+    # The Fourier transform is periodic: make a larger field and crop it
     h, w = (n + math.ceil(2 * scale) for n in shape)
     frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])
     spectrum = np.fft.rfft2(rng.standard_normal((h, w))) / (1 + (frequency * 3 * scale) ** 2) ** (slope / 2)
@@ -380,9 +367,9 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], scale: float, slope
 
 
 def _parcels(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Parcel numbers, and the tracks between blocks: Voronoi cells, each ploughed its own way."""
+    """Parcel numbers, and tracks between blocks. A block is a Voronoi cell that is cut into parallel strips."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype("float32")
-    # Hedges and ditches are not drawn with a ruler
+    # Real hedges and ditches are not straight
     y, x = y + _noise(rng, shape, 25), x + _noise(rng, shape, 25)
     n = max(6, shape[0] * shape[1] // 45**2)
     first, second = np.full((2, *shape), np.inf, "float32")
@@ -408,13 +395,13 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> _Ground:
     crops = rng.choice([1, 2, 3, 4, 9], n, p=[0.30, 0.24, 0.16, 0.22, 0.08])
     cover = crops[parcel].astype("uint8")
 
-    # Wooded hills in the north-west and a few copses; conifers higher up
+    # Wooded hills in the north-west and a few small woods; conifers at greater height
     height = 0.42 - u * 0.45 - v * 0.65 + 0.10 * coarse
     copse = _noise(rng, shape, 14) + 0.3 * fine > 2.1
     forest = (height + 0.02 * fine > 0) | copse
     cover[forest] = np.where(height + 0.06 * _noise(rng, shape, 10) > 0.20, 6, 5)[forest]
 
-    # A river comes down from the north through a lake
+    # A river flows from the north through a lake
     meander = 0.60 - 0.16 * v + 0.06 * np.sin(7.5 * v + rng.uniform(0, 6)) + 0.01 * coarse
     river = np.abs(u - meander) * shape[1] < 2.2 + 0.3 * fine
     lake = np.hypot((u - meander - 0.03) / 0.13, (v - 0.36) / 0.10) + 0.10 * coarse + 0.04 * fine < 1
@@ -422,7 +409,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> _Ground:
     material[river & ~lake] = _RIVER
     cover[river | lake] = 7
 
-    # A town of square blocks, with a road that leaves it eastwards and westwards
+    # A town of square blocks, and a road to the east and to the west
     turn = rng.uniform(0.2, 0.5)
     across = columns * math.cos(turn) + rows * math.sin(turn)
     along = rows * math.cos(turn) - columns * math.sin(turn)
@@ -461,7 +448,7 @@ def _rise(day: Floats, at: float, width: float) -> Floats:
 def _annual(
     day: Floats, up: float, ripe: float, harvest: float, winter: float, flower: float | None, catch: float
 ) -> Mixture:
-    """Annual crop: greens up, flowers, ripens to straw, leaves stubble, perhaps a catch crop."""
+    """Annual crop: it greens up, may flower, ripens to straw and is harvested; a catch crop may follow."""
     ripening = _rise(day, ripe, 6)
     green = (winter + (1 - winter) * _rise(day, up, 9)) * (1 - ripening)
     straw = ripening * (0.25 + 0.75 * (1 - _rise(day, harvest, 2))) * (1 - 0.6 * _rise(day, harvest + 40, 8))
@@ -495,7 +482,7 @@ _PHENOLOGY: dict[int, Callable[[Floats], Mixture]] = {
 
 
 def _reflectance(ground: _Ground, doy: int) -> Floats:
-    """Reflectance of the ground on a day of the year without air above it, (10, y, x)."""
+    """Reflectance (10, y, x) of the ground on a day of the year, without atmosphere."""
     result = np.zeros((*ground.cover.shape, len(BANDS)), "float32")
     for code, mixture in _PHENOLOGY.items():
         here = ground.cover == code
@@ -503,7 +490,7 @@ def _reflectance(ground: _Ground, doy: int) -> Floats:
             result[here] += np.multiply.outer(np.broadcast_to(share, here.sum()), _SPECTRA[name])
     for i, name in enumerate(_MATERIALS):
         here = np.isin(ground.cover, (7, 8)) & (ground.material == i)
-        # Between houses there are gardens, which follow the seasons
+        # Gardens between houses follow the seasons
         green = 0.20 if name in ("tiles", "asphalt") else 1.0 if name == "grass" else 0.0
         garden = sum(
             share[:, None] * _SPECTRA[n] for n, share in _grassland(doy - ground.shift[here]).items()
@@ -513,18 +500,18 @@ def _reflectance(ground: _Ground, doy: int) -> Floats:
     return np.moveaxis(result * ground.brightness[..., None], -1, 0)
 
 
-# --- what the satellite sees --------------------------------------------------------------------
+# --- observations --------------------------------------------------------------------
 
 
 def _cloud_shares(rng: np.random.Generator, dates: int) -> Floats:
-    """Cloud share of each date: a third clear, a sixth overcast, broken clouds in between."""
+    """Cloud share of each date: a third is clear, a sixth overcast, the rest has broken clouds."""
     clear, overcast = round(dates / 3), round(dates / 6)
     broken = np.linspace(0.06, 0.42, dates - clear - overcast)
     return rng.permutation(np.concatenate([np.zeros(clear), broken, np.ones(overcast)])).astype("float32")
 
 
 def _blur(image: Floats) -> Floats:
-    """Apply the sensor's point spread, about a pixel wide: [1 2 1] / 4 along y and x."""
+    """Apply the sensor's point spread function, about one pixel wide: [1 2 1] / 4 along y and x."""
     for axis in (-2, -1):
         pad = [(1, 1) if a == axis % image.ndim else (0, 0) for a in range(image.ndim)]
         p = np.moveaxis(np.pad(image, pad, "edge"), axis, 0)
@@ -533,7 +520,7 @@ def _blur(image: Floats) -> Floats:
 
 
 def _halve(image: npt.NDArray[Any], how: Callable[..., Any]) -> npt.NDArray[Any]:
-    """Blocks of 2 × 2 pixels: 10 m to 20 m."""
+    """Reduce blocks of 2 × 2 pixels: from 10 m to 20 m."""
     *rest, h, w = image.shape
     blocks: npt.NDArray[Any] = how(image.reshape(*rest, h // 2, 2, w // 2, 2), axis=(-3, -1))
     return blocks
@@ -546,7 +533,7 @@ def _observe(
     shape = ground.cover.shape
     surface = _reflectance(ground, day.timetuple().tm_yday - 1)
 
-    # Optical thickness from 0 (clear) to 1 (opaque) with thin edges; the shadow falls north-westwards
+    # Optical thickness from 0 (clear) to 1 (opaque) with thin edges; the shadow is to the north-west
     veil = _noise(rng, shape, 0.15 * min(shape), 1.8)
     edge = np.quantile(veil, 1 - cloudiness) if cloudiness < 1 else -6.0
     thick = np.clip((veil - edge) / 0.35, 0, 1) * (cloudiness > 0)
@@ -567,7 +554,7 @@ def _observe(
     for name, values in zip(BANDS, image, strict=True):
         band, gone = (_halve(values, np.mean), gone20) if name in BANDS_20M else (values, missing)
         band = band + rng.standard_normal(band.shape) * (0.0012 + 0.008 * band)
-        # DN 0 means no data, so the darkest water is 1
+        # DN 0 means no data, so the darkest pixel is 1
         bands[name] = np.where(gone, 0, np.clip(np.rint(band * 10_000), 1, 12_000)).astype("uint16")
 
     red, nir = _halve(surface[BANDS.index("B04")], np.mean), _halve(surface[BANDS.index("B08")], np.mean)
