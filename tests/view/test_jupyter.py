@@ -1,4 +1,4 @@
-"""What Jupyter shows for `cube.anysat`: without computing, without changing what others show, in a real kernel."""
+"""Display of `cube.anysat` in Jupyter: nothing is computed, no other display changes, in a real kernel."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def html(cube: xr.DataArray | xr.Dataset) -> str:
 
 
 def parsed(shown: str) -> ElementTree.Element:
-    """What is shown for composed frames, which must be well-formed."""
+    """Parse the HTML of composed frames, which must be well-formed."""
     assert shown.startswith('<div class="anysat-frames">')
     return ElementTree.fromstring(shown)
 
@@ -96,7 +96,7 @@ def test_picture_and_html_show_the_same_calendar(period: str | tuple[str, str]) 
     )
 
 
-def test_thumbnails_of_what_is_in_memory() -> None:
+def test_thumbnails_of_frames_in_memory() -> None:
     made = frames()
     made[1, :, 0, 0] = np.nan
     images = thumbnails(html(made))
@@ -129,7 +129,7 @@ def test_nothing_lazy_is_computed_or_read(tmp_path: Path) -> None:
         assert not stored.variable._in_memory
 
 
-def test_text_of_others_is_escaped() -> None:
+def test_text_of_attributes_is_escaped() -> None:
     cube = placed(DATES)
     item = {"id": "a", "datetime": "2022-03-01T00:00:00Z", "used": "<script>alert(1)</script>: x"}
     cube.attrs["items"] = json.dumps([item])
@@ -154,7 +154,7 @@ def test_dims_are_escaped() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 24, 60])
-def test_bins_of_any_number(n: int) -> None:
+def test_any_number_of_bins(n: int) -> None:
     days = np.arange("2022-01-03", "2023-01-01", 5, dtype="datetime64[D]")
     made = placed(days).anysat.frames(n, period="2022")
     root = parsed(html(made))
@@ -180,7 +180,7 @@ SENTINEL2 = "Methods: frames, statistics, plan, embed, preview"
         (lambda: xr.Dataset({"a": ("x", [1])}), r"Neither .* \(x: 1\)", "Expected: a DataArray "),
     ],
 )  # fmt: skip
-def test_any_cube_in_words(make: Callable[[], xr.DataArray | xr.Dataset], first: str, second: str) -> None:
+def test_the_text_of_any_cube(make: Callable[[], xr.DataArray | xr.Dataset], first: str, second: str) -> None:
     with no_compute():
         cube = make().chunk()
         lines = repr(cube.anysat).splitlines()

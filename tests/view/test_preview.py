@@ -1,4 +1,4 @@
-"""Pictures of frames and embeddings: what is on them, and how little is read for them."""
+"""Pictures of frames and embeddings: their contents, and how little is read for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def caption(figure: Figure) -> str:
 
 
 def ticks(axes: Axes, color: str) -> list[float]:
-    """Days of the ticks of one colour on a calendar."""
+    """Days of the ticks of one color on a calendar."""
     lines = [c for c in axes.collections if c.get_colors()[0][:3] == pytest.approx(rgb(color))]
     return [float(segment[0][0]) for line in lines for segment in line.get_segments()]
 
@@ -48,7 +48,7 @@ def rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
-def test_a_thumbnail_a_frame_and_the_calendar() -> None:
+def test_one_thumbnail_per_frame_and_the_calendar() -> None:
     cube = placed(DATES)
     cube[3, :, :, 0] = 0  # the only date of the second bin
     made = cube.anysat.frames(4, period="2022")
@@ -76,7 +76,7 @@ def test_a_thumbnail_a_frame_and_the_calendar() -> None:
     assert [p.get_hatch() for p in calendar.patches if p.get_hatch()] == ["//////"]
 
 
-def test_acquisitions_are_frames_of_their_own() -> None:
+def test_each_acquisition_is_a_frame() -> None:
     for cube in (placed(), odc_stac()):
         axes = axes_of(cube.anysat.preview())
         assert list(axes) == ["frame 0", "frame 1", "frame 2", "calendar"]
@@ -98,20 +98,20 @@ def test_one_stretch_for_all_frames() -> None:
     assert (colors[4, 0, 0] == 255).all()
     own = [np.percentile(v[:, np.isfinite(v).all(0)], (1, 99)) for v in values]
     low, high = np.median(own[:2], axis=0)
-    assert words == f"True colour, DN {low:.0f} to {high:.0f} in every frame"
+    assert words == f"True color, DN {low:.0f} to {high:.0f} in every frame"
     assert high < 1900
     want = 255 * ((1000 - low) / (high - low)) ** (1 / 1.4)
     assert colors[0, 7, 7, 0] == round(want)
 
 
-def test_nothing_observed_at_all() -> None:
+def test_no_observations() -> None:
     cube = placed().astype("float32") * np.nan
     figure = cube.anysat.frames(2).anysat.preview()
-    assert caption(figure) == "Nothing was observed; hatched: not observed"
+    assert caption(figure) == "No observations; hatched: not observed"
     assert all("0 % valid" in a.get_title() for a in figure.axes[:-1])
 
 
-def test_a_share_is_none_or_all_only_if_it_is() -> None:
+def test_percent_is_0_or_100_only_if_exact() -> None:
     assert [percent(v) for v in (0, 0.004, 0.5, 0.9999, 1)] == ["0 %", "< 1 %", "50 %", "> 99 %", "100 %"]
 
 
@@ -131,21 +131,21 @@ def counted(shape: tuple[int, ...], chunk: int, read: Counter[tuple[int, ...]]) 
 
 
 @pytest.mark.parametrize("composed", [False, True])
-def test_of_a_large_lazy_cube_only_the_middle_is_read_and_once(composed: bool) -> None:
+def test_only_the_center_of_a_large_lazy_cube_is_read_once(composed: bool) -> None:
     read: Counter[tuple[int, ...]] = Counter()
     cube = counted((3, 10, 160, 160), 32, read)
     figure = (cube.anysat.frames(3) if composed else cube).anysat.preview(size=40)
     assert set(read.values()) == {1}
     assert {(y, x) for _, _, y, x in read} == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
-    assert "the middle 40 × 40 of 160 × 160 pixels" in caption(figure)
+    assert "the central 40 × 40 of 160 × 160 pixels" in caption(figure)
     read.clear()
     figure = cube.anysat.preview(size=None)
     assert len(read) == 3 * 25
     assert set(read.values()) == {1}
-    assert "middle" not in caption(figure)
+    assert "central" not in caption(figure)
 
 
-def test_large_thumbnails_are_thinned_and_the_valid_share_is_of_every_pixel() -> None:
+def test_large_thumbnails_are_decimated_but_the_valid_share_is_not() -> None:
     cube = placed(height=900, width=500)
     cube[:, :, 1::2] = 0
     figure = cube.anysat.frames(1).anysat.preview()
@@ -153,14 +153,14 @@ def test_large_thumbnails_are_thinned_and_the_valid_share_is_of_every_pixel() ->
     assert "50 % valid" in figure.axes[0].get_title()
 
 
-def test_many_dates_are_rows_and_too_many_are_refused() -> None:
+def test_many_dates_fill_rows_and_too_many_are_refused() -> None:
     dates = pd.date_range("2022-01-01", periods=97, freq="3D")
     figure = placed(dates[:96]).anysat.preview()
     assert len(figure.axes) == 97
     places = {a.get_subplotspec().get_gridspec().get_geometry() for a in figure.axes[:-1]}
     assert places == {(12, 8)}
     with pytest.raises(
-        OptionError, match=r"97 acquisitions are too many .* at most 96: compose them, .*frames\(8\)"
+        OptionError, match=r"97 acquisitions are too many .* at most 96: compose them with .*frames\(8\)"
     ):
         placed(dates).anysat.preview()
 
@@ -183,17 +183,17 @@ def test_no_state_is_left_in_pyplot() -> None:
     figure.draw_without_rendering()
 
 
-def test_what_is_impossible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (0, -3, 1.5, True, "all"):
         with pytest.raises(
             OptionError, match=r"size=.*: expected a positive whole number of pixels, or None"
         ):
             placed().anysat.preview(size=size)
-    with pytest.raises(OptionError, match="model= is for the colours of an embedding"):
+    with pytest.raises(OptionError, match="model= sets the colors of an embedding"):
         placed().anysat.preview(model="base")
     with pytest.raises(CubeError, match="missing B8A"):
         placed().drop_sel(band="B8A").anysat.preview()
-    with pytest.raises(CubeError, match=r"without the coords n_obs, bin_end, .* as frames\(\) made them"):
+    with pytest.raises(CubeError, match=r"lack the coordinates n_obs, bin_end, .*cube\.anysat\.frames\(8\)"):
         placed().anysat.frames(2).drop_vars(["n_obs", "bin_end"]).anysat.preview()
     with pytest.raises(CubeTypeError, match=r"one vector \(D,\).*\.anysat\.preview\(\)"):
         xr.DataArray(np.zeros(4), dims="D").anysat.preview()
@@ -230,10 +230,10 @@ def test_an_embedding_on_its_map(emb: xr.DataArray) -> None:
     words = caption(figure).split("\n")
     assert words[0] == "AnySat patch embedding, 256 channels"
     assert words[1].startswith("Three principal components as red, green and blue, ")
-    assert words[2:] == ["Hatched: no embedding", "Random weights: these colours mean nothing learned"]
+    assert words[2:] == ["Hatched: no embedding", "Random weights: these colors have no learned meaning"]
 
 
-def test_colours_of_another_embedding(emb: xr.DataArray) -> None:
+def test_colors_of_another_embedding(emb: xr.DataArray) -> None:
     from xr_anysat.analysis.components import rgb
 
     want, model = rgb(emb)
@@ -242,7 +242,7 @@ def test_colours_of_another_embedding(emb: xr.DataArray) -> None:
     np.testing.assert_array_equal(image, want.isel(x=slice(10, None)).transpose("y", "x", "band"))
 
 
-def test_a_lazy_embedding_is_computed_where_it_is_drawn_and_once(emb: xr.DataArray) -> None:
+def test_only_the_drawn_part_of_a_lazy_embedding_is_computed_once(emb: xr.DataArray) -> None:
     read: Counter[tuple[int, ...]] = Counter()
 
     def block(values: np.ndarray, block_info: Any = None) -> np.ndarray:
@@ -254,7 +254,7 @@ def test_a_lazy_embedding_is_computed_where_it_is_drawn_and_once(emb: xr.DataArr
         data=chunked.data.map_blocks(block, dtype="float32", meta=np.empty((0,) * 3, "float32"))
     )
     figure = lazy.anysat.preview(size=8)
-    assert "the middle 8 × 8 of" in caption(figure)
+    assert "the central 8 × 8 of" in caption(figure)
     assert set(read.values()) == {1}
     assert len(read) <= 9
 

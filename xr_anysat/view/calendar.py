@@ -1,4 +1,4 @@
-"""Where everything on the calendar of acquisitions is drawn, for the picture and for HTML alike."""
+"""Layout of the calendar of acquisitions, which `preview` and Jupyter draw."""
 
 from __future__ import annotations
 

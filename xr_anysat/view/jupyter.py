@@ -1,6 +1,6 @@
-"""What Jupyter shows for ``cube.anysat``: composed frames as a table with their calendar, any other cube in words.
+"""Display of ``cube.anysat`` in Jupyter: a table and a calendar for composed frames, a text for any other cube.
 
-Nothing lazy is computed. Colors are inherited or readable on both light and dark themes.
+No lazy data are computed. Colors are inherited, or readable on both light and dark themes.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from xr_anysat.cube.timeline import has_timeline, timeline
 from xr_anysat.view.calendar import Calendar, lay_out
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
-SIDE = 96
-"""Pixels on the longer side of a thumbnail, at most."""
+MAX_THUMBNAIL_SIDE = 96
+"""Maximum side of a thumbnail in pixels."""
 
 MAX_THUMBNAILS = 24
-"""Frames that are shown with thumbnails, at most: thumbnails are stored in the notebook's file."""
+"""Maximum number of frames with thumbnails, which are stored in the notebook file."""
 
 LABELS, RIGHT, ROW = 190, 712, 18
-"""Left and right end of the calendar's time axis, and the height of its rows, where the SVG is 720 wide."""
+"""Ends of the time axis of the calendar, and the height of a row, in units of the SVG, which is 720 wide."""
 
 HATCHED = "repeating-linear-gradient(45deg,rgba(128,128,128,.5) 0 2px,transparent 2px 5px)"
 
 
 class Markup(str):
-    """HTML or SVG in which every value is escaped. Only `element` creates it."""
+    """HTML or SVG in which all values are escaped. Only `element` creates it."""
 
     __slots__ = ()
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
-    """Write an element of HTML or SVG; every value in it is escaped here.
+    """Create an element of HTML or SVG, with all values escaped.
 
     Parameters
     ----------
     tag : str
     *children : object
-        Markup is inserted as it is, anything else as escaped text.
+        Markup is inserted unchanged, anything else as escaped text.
     **attributes : object
         Values by name: ``class_`` is ``class``, and ``stroke_width`` is ``stroke-width``.
 
@@ -66,14 +66,14 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def html(cube: xr.DataArray | xr.Dataset, summary: str) -> str:
-    """HTML of ``cube.anysat``: composed frames as a table with their calendar, anything else as its summary.
+    """HTML of ``cube.anysat``: a table and a calendar for composed frames, the summary for anything else.
 
-    Frames in memory have thumbnails. No pixel is computed or read.
+    Frames in memory have thumbnails. No pixels are computed or read.
 
     Parameters
     ----------
     cube : DataArray or Dataset
-        Any. ``xarray.set_options(display_style="text")`` selects the summary.
+        Any cube. ``xarray.set_options(display_style="text")`` selects the summary for composed frames, too.
     summary : str
         Its description in plain text.
 
@@ -90,7 +90,7 @@ def html(cube: xr.DataArray | xr.Dataset, summary: str) -> str:
 
 
 def table(frames: xr.DataArray, binned: bool) -> list[Markup]:
-    """Show frames side by side: thumbnail, date, day of the year and, if binned, bin and acquisitions."""
+    """Table of frames, one per column: thumbnail, date, day of the year and, if binned, bin and acquisitions."""
     times, starts, ends = (pd.DatetimeIndex(frames[n].values) for n in ("time", "bin_start", "bin_end"))
     images = thumbnails(frames)
     rows: dict[str, list[object]] = {"": [*images]} if images else {}
@@ -114,19 +114,19 @@ def table(frames: xr.DataArray, binned: bool) -> list[Markup]:
     ]
     if not images:
         call = element("code", ".anysat.preview()")
-        shown.append(element("div", "draw them: ", call, style="font-size:11px;opacity:.7"))
+        shown.append(element("div", "To draw the frames: ", call, style="font-size:11px;opacity:.7"))
     return shown
 
 
 def thumbnails(frames: xr.DataArray) -> list[Markup]:
-    """An image per frame in true color, hatched where nothing was observed; none where this would read pixels."""
-    in_memory = frames.variable._in_memory  # what xarray itself asks before it shows values
+    """One image per frame in true color, hatched where nothing was observed; none if this would read pixels."""
+    in_memory = frames.variable._in_memory  # xarray checks the same before it shows values
     complete = set(frames.dims) == {"time", "band", "y", "x"}
     if not in_memory or not complete or frames.sizes["time"] > MAX_THUMBNAILS:
         return []
     if not set(TRUE_COLOR) <= set(frames["band"].values.tolist()):
         return []
-    small = decimate(frames.sel(band=TRUE_COLOR).transpose("time", "band", "y", "x"), SIDE)
+    small = decimate(frames.sel(band=TRUE_COLOR).transpose("time", "band", "y", "x"), MAX_THUMBNAIL_SIDE)
     colors, _ = true_color(small.values)
     return [
         element(
@@ -141,7 +141,7 @@ def thumbnails(frames: xr.DataArray) -> list[Markup]:
 
 
 def png(image: np.ndarray) -> bytes:
-    """An image (y, x, 4) uint8 as PNG (https://www.w3.org/TR/png-3/)."""
+    """Encode an image (y, x, 4) uint8 as PNG (https://www.w3.org/TR/png-3/)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""`preview`: a picture of what the model gets, or of what it made."""
+"""`preview`: a picture of the frames that the model gets, or of an embedding."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Extent = tuple[float, float, float, float]
 """Left, right, bottom and top."""
 
 SIZE = 1024
-"""Pixels or cells on the side of the middle that is drawn by default: a chunk of `open_s2`."""
+"""Default side of the drawn center in pixels or cells: a chunk of `open_s2`."""
 
 MAX_THUMBNAILS = 96
-"""Thumbnails that a picture may have: more are too small, or too many, to be looked at."""
+"""Maximum number of thumbnails: more would be too small to see."""
 
-THUMBNAIL = 400
-"""Pixels that a thumbnail has on its longer side, at most."""
+MAX_THUMBNAIL_SIDE = 400
+"""Maximum side of a thumbnail in pixels."""
 
-MAP = 2000
-"""Cells that a map has on its longer side, at most."""
+MAX_MAP_SIDE = 2000
+"""Maximum side of a map in cells."""
 
-KEPT_BYTES = 1 << 30
-"""A lazy embedding up to this size is computed once for its colours and its picture, a larger one twice."""
+MAX_KEPT_BYTES = 1 << 30
+"""A lazy embedding up to this size is computed once and kept in memory; a larger one is computed twice."""
 
 WIDTH = 7.2
-"""Inches: the full width of a page of two columns."""
+"""Width of a figure in inches: a full page width of a journal."""
 
 GREY, HATCH, INK = "#e4e4e4", "#a6a6a6", "#333333"
 
@@ -53,13 +53,14 @@ SHADES = ("#f4f4f4", "#e8e8e8")
 
 
 def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: Any = None) -> Figure:
-    """Draw frames in true colour with their calendar, or an embedding as PCA colours on a map.
+    """Draw frames in true color with their calendar, or an embedding as PCA colors on a map.
 
-    **Frames**, or a cube of acquisitions (each is then a frame): a thumbnail a frame of B4, B3 and B2, all with one
-    stretch, so that they compare. What was not observed is hatched. Above each: its date, its day of the year, the
-    number of acquisitions it was made of, and the share of pixels that were observed in all ten bands. Below, the
-    calendar: the period with its bins, a tick for each acquisition, those outside of the period, and those that
-    ``open_s2`` left out, by the reason. A bin without acquisitions is hatched, and says what became of it.
+    **Frames**, or a cube of acquisitions (each acquisition is then a frame): one thumbnail per frame of B4, B3 and B2,
+    all with the same stretch, so that they can be compared. Pixels without observations are hatched. The title of a
+    thumbnail has its date, its day of the year, the number of acquisitions it was composed from, and the share of
+    pixels that were observed in all ten bands. The calendar below shows the period with its bins and one tick per
+    acquisition: in a frame, outside the period, or left out by ``open_s2``, with the reason. Bins without acquisitions
+    are hatched, and the title says how they were handled.
 
     **An embedding**: three principal components as red, green and blue (:func:`xr_anysat.rgb`), with the
     coordinates of its CRS and a scale bar. Cells without embedding are hatched.
@@ -67,29 +68,29 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
     Parameters
     ----------
     cube : DataArray or Dataset
-        What :func:`xr_anysat.frames` made; a Sentinel-2 cube as :func:`xr_anysat.embed` takes it, with band names;
+        Frames of :func:`xr_anysat.frames`, a Sentinel-2 cube as :func:`xr_anysat.embed` takes it, with band names,
         or an embedding cube ``(D, y, x)``.
     size : int or None, default 1024
-        Pixels (of an embedding: cells) on the side of what is drawn, around the middle of the cube; None draws all.
-        Of a lazy cube just the chunks that this meets are read, all bands of them, since the valid share
-        needs them; a lazy embedding is computed there, twice if that is more than 1 GiB. To see
-        another place, select it:
+        Side of the drawn part in pixels (of an embedding: in cells), at the center of the cube; None draws everything.
+        Of a lazy cube, only the chunks of this part are read, with all bands, which the valid share needs. A lazy
+        embedding is computed there, twice if it is larger than 1 GiB. To see another place, select it:
         ``cube.isel(y=slice(0, 500), x=slice(0, 500)).anysat.preview()``.
-    model : fitted reducer, optional
-        For an embedding: what :func:`xr_anysat.rgb` returned for another year or area, so that colours mean the same.
+    model : PCAModel, optional
+        For an embedding: the model that :func:`xr_anysat.rgb` returned for another year or area, so that colors have
+        the same meaning.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Jupyter shows it; ``figure.savefig("frames.pdf")`` keeps it; ``figure.axes`` are those of the thumbnails, then
-        that of the calendar. It is not known to pyplot, so there is nothing to close.
+        Shown by Jupyter; ``figure.savefig("frames.pdf")`` saves it. ``figure.axes`` are the axes of the thumbnails,
+        then those of the calendar. pyplot does not know it, so it need not be closed.
 
     Raises
     ------
     CubeError, CubeTypeError
-        The cube is neither, or cannot be read.
+        `cube` is neither kind of cube, or cannot be read.
     OptionError
-        `size` or `model` is impossible, or there are too many acquisitions for one picture.
+        `size` or `model` is invalid, or there are too many acquisitions for one picture.
     AnySatError
         matplotlib, or for an embedding scikit-learn, is not installed.
 
@@ -110,51 +111,51 @@ def preview(cube: xr.DataArray | xr.Dataset, *, size: int | None = SIZE, model: 
         size = check_whole_number("size", size, of="pixels", hint=", or None for the whole cube")
     if isinstance(cube, xr.DataArray | xr.Dataset) and "D" in cube.dims:
         check_embedding(cube, "preview()")
-        assert isinstance(cube, xr.DataArray)  # or it had been refused
+        assert isinstance(cube, xr.DataArray)  # checked above
         require_packages("preview", "matplotlib", "sklearn")
         return _draw_embedding(cube, size, model)
     if model is not None:
-        raise OptionError("model= is for the colours of an embedding: leave it out for a cube of bands")
+        raise OptionError("model= sets the colors of an embedding: leave it out for a cube of bands")
     require_packages("preview", "matplotlib")
-    return _draw_frames(*_middle_frames(cube, size))
+    return _draw_frames(*_central_frames(cube, size))
 
 
-# ---------------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------------- the drawn part
 
 
-def _middle_frames(cube: xr.DataArray | xr.Dataset, size: int | None) -> tuple[xr.DataArray, str]:
-    """The frames of the middle of a cube, and what of it that is."""
+def _central_frames(cube: xr.DataArray | xr.Dataset, size: int | None) -> tuple[xr.DataArray, str]:
+    """Frames of the center of a cube, and the description of this part."""
     if check_composed(cube, CompositeOptions(None)):
         missing = [name for name in ALONG_TIME if name not in cube.coords]
         if missing:
             raise CubeError(
-                f"composed frames without the coords {', '.join(missing)}, so where they come from is not known: hand "
-                "them in as frames() made them, cube.anysat.frames(8).anysat.preview()"
+                f"the composed frames lack the coordinates {', '.join(missing)}, which the calendar needs: pass frames "
+                "with all coordinates, as in cube.anysat.frames(8).anysat.preview()"
             )
         _check_count(cube.sizes["time"], "frames")
-        return _middle(cube, size, "pixels")
+        return _center(cube, size, "pixels")
     canonical = read_cube(cube)
-    array, part = _middle(canonical.array, size, "pixels")
+    array, part = _center(canonical.array, size, "pixels")
     _check_count(array.sizes["time"], "acquisitions")
     return compose(replace(canonical, array=array), CompositeOptions(None)), part
 
 
-def _check_count(n: int, what: str) -> None:
+def _check_count(n: int, kind: str) -> None:
     if n > MAX_THUMBNAILS:
         raise OptionError(
-            f"{n} {what} are too many for one picture, at most {MAX_THUMBNAILS}: compose them, "
-            "cube.anysat.frames(8).anysat.preview(), or look at a part, cube.sel(time='2022-06').anysat.preview()"
+            f"{n} {kind} are too many for one picture, expected at most {MAX_THUMBNAILS}: compose them with "
+            "cube.anysat.frames(8).anysat.preview(), or select some with cube.sel(time='2022-06').anysat.preview()"
         )
 
 
-def _middle(array: xr.DataArray, size: int | None, unit: str) -> tuple[xr.DataArray, str]:
-    """`size` pixels a side around the middle, and what that is in words, if it is not all."""
+def _center(array: xr.DataArray, size: int | None, unit: str) -> tuple[xr.DataArray, str]:
+    """Select `size` × `size` pixels at the center, and describe this part; "" if it is everything."""
     whole = {d: array.sizes[d] for d in ("y", "x")}
     if size is None or max(whole.values()) <= size:
         return array, ""
     starts = {d: max(0, (n - size) // 2) for d, n in whole.items()}
     part = array.isel({d: slice(start, start + size) for d, start in starts.items()})
-    return part, f"the middle {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}"
+    return part, f"the central {part.sizes['y']} × {part.sizes['x']} of {whole['y']} × {whole['x']} {unit}"
 
 
 # ---------------------------------------------------------------------- frames
@@ -184,15 +185,17 @@ def _draw_frames(frames: xr.DataArray, part: str) -> Figure:
 def draw_thumbnails(
     figure: FigureBase, frames: xr.DataArray, columns: int, *, binned: bool = True
 ) -> tuple[str, str]:
-    """Draw frames in true colour, so many in a row, each with its date, day, acquisitions and valid share.
+    """Draw frames in true color, `columns` per row, each with its date, day, acquisitions and valid share.
 
     Returns
     -------
     tuple of str
-        The stretch in words, and what hatches mean, if there are any.
+        The description of the stretch, and the meaning of hatches, if there are any.
     """
     valid = frames.notnull().all("band").mean(("y", "x"))
-    rgb, valid = compute(decimate(frames.sel(band=TRUE_COLOR), THUMBNAIL), valid)  # each chunk is read once
+    rgb, valid = compute(
+        decimate(frames.sel(band=TRUE_COLOR), MAX_THUMBNAIL_SIDE), valid
+    )  # each chunk is read once
     colors, stretch = true_color(rgb.values)
     grid = figure.add_gridspec(-(-len(colors) // columns), columns)
     for i, image in enumerate(colors):
@@ -200,15 +203,15 @@ def draw_thumbnails(
         _show(axes, image)
         frame = frames.isel(time=i)
         axes.set(xticks=[], yticks=[])
-        of = f", {frame['n_obs'].item()} obs." if binned else ""
-        words = [f"{pd.Timestamp(frame['time'].item()):%Y-%m-%d}", f"DOY {frame['doy'].item()}{of}"]
-        words.append(f"{percent(valid[i].item())} valid")
-        axes.set_title("\n".join(words), fontsize=6.5, linespacing=1.25, color=INK, pad=3)
+        count = f", {frame['n_obs'].item()} obs." if binned else ""
+        lines = [f"{pd.Timestamp(frame['time'].item()):%Y-%m-%d}", f"DOY {frame['doy'].item()}{count}"]
+        lines.append(f"{percent(valid[i].item())} valid")
+        axes.set_title("\n".join(lines), fontsize=6.5, linespacing=1.25, color=INK, pad=3)
     return stretch, "" if colors[..., 3].all() else "hatched: not observed"
 
 
 def percent(share: float) -> str:
-    """A share in percent, 0 and 100 only where it is none or all.
+    """Format a share in percent; only exactly 0 and 1 are shown as 0 and 100 percent.
 
     Examples
     --------
@@ -223,7 +226,7 @@ def percent(share: float) -> str:
 
 
 def _show(axes: Axes, image: np.ndarray, extent: Extent | None = None) -> None:
-    """An image (y, x, 4) over hatches, which show where it is transparent."""
+    """Draw an image (y, x, 4) over hatches, which are visible where it is transparent."""
     axes.patch.set(facecolor=GREY, edgecolor=HATCH, hatch="//////", linewidth=0)
     axes.imshow(image, extent=extent)
     for spine in axes.spines.values():
@@ -268,8 +271,8 @@ def _draw_calendar(axes: Axes, calendar: Calendar) -> None:
 def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
     from xr_anysat.view.figure import PreviewFigure
 
-    emb, part = _middle(emb, size, "cells")
-    if emb.chunks is not None and emb.nbytes <= KEPT_BYTES:
+    emb, part = _center(emb, size, "cells")
+    if emb.chunks is not None and emb.nbytes <= MAX_KEPT_BYTES:
         emb = emb.compute()
     image, caption = map_colors(emb, model)
 
@@ -280,18 +283,18 @@ def _draw_embedding(emb: xr.DataArray, size: int | None, model: Any) -> Figure:
         figsize=(max(side, 3.8) + 0.6, side * ratio + 1.3), layout="constrained", facecolor="white"
     )
     draw_map(figure.add_subplot(label="embedding"), image, emb)
-    words = [
+    lines = [
         f"{emb.attrs.get('long_name', 'Embedding')}, {emb.sizes['D']} channels{part and ', ' + part}",
         caption,
     ]
     if WeightsSource.parse(str(emb.attrs.get("weights", ""))).kind == "random":
-        words.append("Random weights: these colours mean nothing learned")
-    figure.suptitle("\n".join(w for w in words if w), x=0.01, ha="left", fontsize=7.5, color=INK)
+        lines.append("Random weights: these colors have no learned meaning")
+    figure.suptitle("\n".join(line for line in lines if line), x=0.01, ha="left", fontsize=7.5, color=INK)
     return figure
 
 
 def draw_map(axes: Axes, image: np.ndarray, where: xr.DataArray) -> None:
-    """Draw an image (y, x, 4) at the place of a cube, with its coordinates and a scale bar."""
+    """Draw an image (y, x, 4) in the coordinates of a cube, with a scale bar."""
     extent, labels, metric = _extent(where)
     _show(axes, image, extent=extent)
     axes.set_xlabel(labels[0], fontsize=7.5, color=INK)
@@ -307,19 +310,19 @@ def draw_map(axes: Axes, image: np.ndarray, where: xr.DataArray) -> None:
 
 
 def map_colors(emb: xr.DataArray, model: Any = None) -> tuple[np.ndarray, str]:
-    """The cells as colours (y, x, 4) uint8, transparent where there is no embedding, and what they are, in words."""
+    """Colors (y, x, 4) uint8 of the cells, transparent where there is no embedding, and their description."""
     from xr_anysat.analysis.components import rgb
 
     image, fitted = rgb(emb, model=model)
-    colors = decimate(image, MAP).transpose("y", "x", "band").values
-    words = "Three principal components as red, green and blue"
+    colors = decimate(image, MAX_MAP_SIDE).transpose("y", "x", "band").values
+    description = "Three principal components as red, green and blue"
     if model is None:
-        words += f", {sum(fitted.explained[:3]):.0%} of the variance".replace("%", " %")
-    return colors, words if colors[..., 3].all() else f"{words}\nHatched: no embedding"
+        description += f", {sum(fitted.explained[:3]):.0%} of the variance".replace("%", " %")
+    return colors, description if colors[..., 3].all() else f"{description}\nHatched: no embedding"
 
 
 def _extent(emb: xr.DataArray) -> tuple[Extent, tuple[str, str], bool]:
-    """Edges (left, right, bottom, top) of the cells, what their axes are called, and whether these are metres."""
+    """Edges (left, right, bottom, top) of the cells, names of the axes, and whether the unit is meters."""
     grid = grid_of(emb)
     if grid is None:
         return (0, emb.sizes["x"], emb.sizes["y"], 0), ("column", "row"), False
@@ -331,26 +334,26 @@ def _extent(emb: xr.DataArray) -> tuple[Extent, tuple[str, str], bool]:
 
 
 def _scale_bar(axes: Axes, extent: Extent) -> None:
-    """A bar of a round number of metres, about a fifth of the width, in the lower left corner."""
+    """Draw a bar of a round number of meters, about a fifth of the width, in the lower left corner."""
     from matplotlib.patheffects import withStroke
 
     left, right, bottom, top = extent
     length = nice_length((right - left) / 4)
     x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
-    words = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     axes.plot(
         [x, x + length], [y, y], color="black", lw=2, solid_capstyle="butt",
         path_effects=[withStroke(linewidth=4, foreground="white")],
     )  # fmt: skip
     axes.annotate(
-        words, (x + length / 2, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7,
+        label, (x + length / 2, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7,
         path_effects=[withStroke(linewidth=2, foreground="white")],
     )  # fmt: skip
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def nice_length(value: float) -> float:
-    """1, 2 or 5 times a power of ten, the largest that is not above `value`.
+    """Return the largest number not above `value` that is 1, 2 or 5 times a power of ten.
 
     Examples
     --------
