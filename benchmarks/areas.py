@@ -1,4 +1,4 @@
-"""Areas of any size, made up where they are read."""
+"""Synthetic areas of any size, computed chunk by chunk when they are read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xr_anysat.embedding.lattice import PixelRange
 
 DATES = 30
 CORNER = (500_004, 60_004)
-"""Numbers of the first row and column on the lattice: whole patches of 40 m, windows that are cut."""
+"""First row and column on the lattice: a multiple of patches of 40 m, but not of windows, which are cut."""
 
 CHUNK = 256
-"""Side of the largest chunk of `clouded`."""
+"""Maximum side of a chunk of `clouded`."""
 
 PERIOD = 512
 
@@ -27,7 +27,7 @@ PERIOD = 512
 def area(
     side: int, chunks: tuple[int, ...], values: Callable[..., np.ndarray], **options: Any
 ) -> xr.DataArray:
-    """A year of `side` × `side` pixels; `values` makes a chunk, told by `block_info`."""
+    """A lazy year of `side` × `side` pixels; `values` computes a chunk from `block_info`."""
     import odc.geo.xr  # noqa: F401
 
     shape = (DATES, 10, side, side)
@@ -47,14 +47,14 @@ def area(
 
 
 def axes(side: int) -> tuple[PixelRange, PixelRange]:
-    """Place of an area on the lattice, rows and columns."""
+    """Rows and columns of an area on the lattice."""
     return PixelRange(CORNER[0], side), PixelRange(CORNER[1], side)
 
 
 def clouded(block_info: Any) -> np.ndarray:
-    """Digital numbers of a chunk without two dates alike: a third is missing, and no pixel on two dates in a row.
+    """Digital numbers of a chunk: dates differ, a third is missing, and no pixel is missing on two dates in a row.
 
-    They are cut from the same noise, since making them has to cost nearly nothing.
+    All are cropped from the same noise, because computing them must cost almost nothing.
     """
     dates, bands, rows, cols = block_info[None]["array-location"]
     values = np.empty(block_info[None]["chunk-shape"], "uint16")
@@ -70,6 +70,6 @@ def clouded(block_info: Any) -> np.ndarray:
 
 @functools.cache
 def _noise() -> np.ndarray:
-    """Numbers that repeat after PERIOD pixels."""
+    """Random numbers that repeat after PERIOD pixels."""
     once = np.random.default_rng(0).integers(200, 4000, (10, PERIOD, PERIOD), "uint16")
     return np.pad(once, ((0, 0), (0, CHUNK), (0, CHUNK)), mode="wrap")

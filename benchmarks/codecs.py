@@ -1,4 +1,4 @@
-"""What the codecs of `to_zarr` cost: bytes, error, time; of made-up landscapes and random numbers.
+"""Costs of the codecs of `to_zarr`: bytes, error and time, for synthetic landscapes and random numbers.
 
 python benchmarks/codecs.py [base]
 """
@@ -23,11 +23,11 @@ SIZE = 192
 
 
 def errors(values: np.ndarray, codec: str | None) -> str:
-    """Of cells: mean relative L2, largest cosine distance, share of the 10 nearest that stay among them."""
+    """Errors of cells: mean relative L2, largest cosine distance, share of the 10 nearest neighbors that are kept."""
     decoded = np.asarray(decode(encode(values, codec), codec))
     a, b = (v.reshape(len(v), -1).T.astype(float) for v in (values, decoded))
-    there = np.isfinite(a).all(1)
-    a, b = a[there], b[there]
+    observed = np.isfinite(a).all(1)
+    a, b = a[observed], b[observed]
     relative = np.linalg.norm(a - b, axis=1) / np.linalg.norm(a, axis=1)
     a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
     nearest = []
@@ -36,13 +36,11 @@ def errors(values: np.ndarray, codec: str | None) -> str:
         np.fill_diagonal(alike, -2)
         nearest.append(np.argsort(-alike, axis=1)[:, :10])
     kept = np.mean([len(set(p) & set(q)) / 10 for p, q in zip(*nearest, strict=True)])
-    return (
-        f"relative L2 {relative.mean():.1e}, cosine {(1 - (a * b).sum(1)).max():.0e}, neighbours {kept:.1%}"
-    )
+    return f"relative L2 {relative.mean():.1e}, cosine {(1 - (a * b).sum(1)).max():.0e}, neighbors {kept:.1%}"
 
 
 def stored(emb: xr.DataArray, codec: str | None) -> tuple[int, float, float]:
-    """Bytes of a store, and seconds of CPU time to write and to read it; the best of three."""
+    """Bytes of a store, and CPU seconds to write and to read it; the best of three runs."""
     writing, reading = [], []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +56,7 @@ def stored(emb: xr.DataArray, codec: str | None) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    """Print a line for each kind of embeddings and codec."""
+    """Print one line per kind of embedding and codec."""
     models: Any = sys.argv[1:] or ["tiny"]
     cubes = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +74,7 @@ def main() -> None:
     for name, emb in cubes.items():
         print(f"{name}: {emb.shape}")
         emb = emb.compute()
-        # several blocks of the same, so that what a store costs once does not count
+        # several copies, so that costs per store do not matter
         wide = xr.DataArray(np.tile(emb.values, 9), dims=emb.dims).chunk(x=emb.sizes["x"])
         whole = None
         for codec in CODECS:

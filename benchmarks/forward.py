@@ -1,13 +1,13 @@
-"""The model alone: pixels a second, ratio to upstream, share of what the machine can do, memory.
+"""The model alone: pixels per second, ratio to upstream, share of what the machine can do, memory.
 
     python benchmarks/forward.py [--upstream PATH] [--quick] [--model tiny|base] [--json FILE]
 
-PATH is a checkout of gastruc/AnySat, run beside ours in the same process with its own random weights, in eager
-float32; `local` stands beside its `dense`, for it has the pixels' tokens only together with the patches'. Ours,
-upstream's and the product of matrices that the roofline is made of alternate, and each figure is a ratio of medians
-of one run, since absolute times drift. The roofline is the rate of the product that the model itself uses, of the
-one of its shapes where that is fastest; the share of it counts the multiply-adds that are needed. Memory is the
-peak of a process of its own above what it takes with the model loaded; on a GPU, that of its tensors.
+PATH is a checkout of gastruc/AnySat, which runs in the same process with its own random weights, in eager float32.
+`local` is compared with its `dense`, because upstream has the tokens of pixels only together with those of patches.
+Our model, upstream's and the matrix product of the roofline alternate, and each figure is a ratio of medians of one
+run, because absolute times drift. The roofline is the highest rate of the model's own matrix product, over the shapes
+that the model uses; the share of it counts the necessary multiply-adds. Memory is the peak of a separate process,
+minus its memory with the model loaded; on a GPU, the peak of its tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRODUCTS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
 
 @dataclass(frozen=True)
 class Case:
-    """Windows of a forward."""
+    """Windows of a forward pass."""
 
     patch: int  # m
     tile: int  # px
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def pixels(self) -> int:
-        """Of all windows."""
+        """Number of pixels of all windows."""
         return self.batch * self.tile**2
 
 
@@ -52,21 +52,21 @@ CASES = [
 
 
 def inputs(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (B, T, 10, H, W), the same for all that is compared, and days (B, T)."""
+    """Pixels (B, T, 10, H, W), the same for all models, and days (B, T)."""
     seeded = torch.Generator().manual_seed(0)
     x = torch.randn(case.batch, case.dates, 10, case.tile, case.tile, generator=seeded)
     return x.to(device), torch.linspace(10, 350, case.dates, device=device).long().expand(case.batch, -1)
 
 
 def ours(case: Case, model: str, precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
-    """A forward of a case."""
+    """A forward pass of our model."""
     encoder: Any = get_encoder(encoder_spec(model, "random", str(device), precision))
     x, doy = inputs(case, device)
     return torch.inference_mode()(lambda: encoder.encode(x, doy, side=case.patch // 10, output=case.output))
 
 
 def theirs(case: Case, model: str, path: str, device: torch.device) -> Callable[[], torch.Tensor]:
-    """The same of upstream."""
+    """A forward pass of upstream's model."""
     load: Any = torch.hub.load
     encoder = load(path, "anysat", source="local", pretrained=False, flash_attn=False, model_size=model)
     encoder = encoder.eval().to(device)
@@ -78,18 +78,18 @@ def theirs(case: Case, model: str, path: str, device: torch.device) -> Callable[
 
 
 def memory(make: Callable[..., Callable[[], Any]], *args: Any) -> int | None:
-    """MiB that forwards take above the model; for a process that has done nothing else."""
+    """MiB that forward passes need in addition to the model; call it in a fresh process."""
     run, device = make(*args), str(args[-1])
     forget(device)
     before = peak(device)
     run()
-    run()  # which may find what the first freed in pieces
+    run()  # may need more, if the memory freed by the first is fragmented
     after = peak(device)
     return None if before is None or after is None else after - before
 
 
 def product(rows: int, inputs: int, outputs: int, precision: str, device: torch.device) -> Callable[[], Any]:
-    """A product of matrices as the model does it, several times so that clocks can tell."""
+    """The matrix product of the model, ten times so that it can be timed."""
     layer, x = Linear(inputs, outputs).to(device), torch.randn(rows, inputs, device=device)
     with torch.inference_mode():
         layer.pack(precision)
@@ -97,7 +97,7 @@ def product(rows: int, inputs: int, outputs: int, precision: str, device: torch.
 
 
 def fastest_product(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
-    """The product of the highest rate, and its multiply-adds."""
+    """The product with the highest rate, and its multiply-adds."""
     shapes = [(rows, *layer) for rows in ROWS for layer in PRODUCTS]
     runs = [product(*shape, options.precision, options.device) for shape in shapes]
     adds = [10 * rows * inputs * outputs for rows, inputs, outputs in shapes]

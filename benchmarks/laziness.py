@@ -1,4 +1,4 @@
-"""What comes before the first pixel: importing xr_anysat, and building the graph of a whole granule.
+"""Time before the first pixel: importing xr_anysat, and building the graph of a whole granule.
 
 python benchmarks/laziness.py
 """
@@ -25,7 +25,7 @@ CHUNKS = [(1, 1, 2048, 2048), (1, 10, 1024, 1024), (1, 1, 1024, 1024), (60, 10, 
 
 
 def import_seconds(code: str) -> float:
-    """Seconds that a fresh interpreter spends on imports."""
+    """Seconds that a fresh interpreter needs for imports."""
     timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
     return float(
         subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True).stdout
@@ -33,7 +33,7 @@ def import_seconds(code: str) -> float:
 
 
 def granule(chunks: tuple[int, ...]) -> xr.DataArray:
-    """10 980 × 10 980 pixels, 60 dates, ten bands."""
+    """A lazy cube of 10 980 × 10 980 pixels, 60 dates and ten bands."""
     import odc.geo.xr  # noqa: F401
 
     cube = xr.DataArray(

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their arguments, medians of runs that alternate, peaks of memory, tables."""
+"""Shared by the benchmarks: arguments, medians of alternating runs, memory peaks, tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import xr_anysat
 from xr_anysat.model.weights import PRECISIONS, resolve_device
 
 Row = dict[str, Any]
-"""Of a table: values by the heads of its columns; None where there is no figure."""
+"""A row of a table: values by column; None where there is no figure."""
 
 SPECS = {
     "pixels/s": ",.0f", "times float32": ".2f", "times one worker": ".2f", "times no overlap": ".2f",
@@ -30,7 +30,7 @@ SPECS = {
     "relative L2": ".1e", "cosine error": ".1e", "roofline, G/s": ".0f",
     "output": "<6", "precision": "<9", "chunks": "<18", "norm": "<16", "by": "<9", "note": "<24",
 }  # fmt: skip
-"""How the values of a column are written, where it is not as they are."""
+"""Format of the values of a column; others are printed unchanged."""
 
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
@@ -38,27 +38,29 @@ PEAKS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
-"""Floating point operations a second of dense bfloat16 products, of NVIDIA's data sheets."""
+"""Floating point operations per second of dense bfloat16 products, from NVIDIA's data sheets."""
 
 MEMORY = Path("/proc/self/status")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take, so that `bench.py` can hand them on."""
+    """Parser of the arguments that all benchmarks accept, so that `bench.py` can pass them on."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="fewer cases, smaller areas, two repetitions")
-    p.add_argument("--upstream", metavar="PATH", help="a checkout of gastruc/AnySat, to run beside (forward)")
+    p.add_argument(
+        "--upstream", metavar="PATH", help="a checkout of gastruc/AnySat, to compare with (forward)"
+    )
     p.add_argument("--model", choices=("tiny", "base"), default="base", help="size, of random weights")
     p.add_argument("--device", type=resolve_device, default="auto")
     p.add_argument("--precision", choices=PRECISIONS, help="default: float32 on a CPU, else bfloat16")
     p.add_argument("--side", type=int, metavar="PIXELS", help="side of the area (pipeline, overlap)")
-    p.add_argument("--repeat", type=int, default=5, help="repetitions that a median is of")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    p.add_argument("--repeat", type=int, default=5, help="repetitions per median")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     return p
 
 
-def settled(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with what depends on others."""
+def resolve(options: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the options that depend on others."""
     options.precision = options.precision or ("float32" if options.device.type == "cpu" else "bfloat16")
     options.repeat = 2 if options.quick else options.repeat
     return options
@@ -66,12 +68,12 @@ def settled(options: argparse.Namespace) -> argparse.Namespace:
 
 def main(doc: str | None, tables: Sequence[Callable[..., Iterator[Row]]]) -> None:
     """Run one benchmark as a script."""
-    options = settled(parser(doc).parse_args())
+    options = resolve(parser(doc).parse_args())
     write(options, show(tables, options))
 
 
 def show(tables: Sequence[Callable[..., Iterator[Row]]], options: argparse.Namespace) -> dict[str, list[Row]]:
-    """Print tables, each row as soon as it is there; all of them by name."""
+    """Print tables, each row as soon as it is computed; return them by name."""
     return {table.__name__: _show(table.__doc__, table(options)) for table in tables}
 
 
@@ -90,7 +92,7 @@ def _show(doc: str | None, rows: Iterable[Row]) -> list[Row]:
 
 
 def write(options: argparse.Namespace, tables: dict[str, list[Row]]) -> None:
-    """Write tables and what they were measured on, if that is asked for."""
+    """Write the tables and a description of the machine, if `--json` is given."""
     if options.json is not None:
         given = {k: v if isinstance(v, int | None) else str(v) for k, v in vars(options).items()}
         found = {"machine": machine(options.device), "options": given, "tables": tables}
@@ -98,7 +100,7 @@ def write(options: argparse.Namespace, tables: dict[str, list[Row]]) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The machine and the versions, on which the figures depend."""
     return {
         "cpu": cpu(),
         "cores": os.cpu_count(),
@@ -112,7 +114,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """Model of the processor, as far as the system tells."""
+    """Model of the processor, as far as the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(
@@ -128,7 +130,7 @@ def device_name(device: torch.device) -> str:
 def median(
     runs: Sequence[Callable[[], Any]], repeat: int, device: torch.device, *, warm: bool = True
 ) -> list[float]:
-    """Median seconds of each of `runs`, which alternate; `warm`: after one of each that is not timed."""
+    """Median seconds of each of `runs`, which alternate; if `warm`, each runs once before without timing."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs if warm else ():
         run()
@@ -143,29 +145,29 @@ def median(
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device has finished."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def fresh(function: Callable[..., Any], *args: Any) -> Any:
-    """Call in a process of its own, for this one has a past."""
+    """Call in a new process, whose memory no earlier run has changed."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
 
 def forget(device: str = "cpu") -> None:
-    """Have `peak` begin with what there is now."""
+    """Reset `peak` to the current memory."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     elif MEMORY.exists():
         if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # what it keeps for the next allocation is not in use
+            ctypes.CDLL(None).malloc_trim(0)  # memory kept for the next allocation is not in use
         MEMORY.with_name("clear_refs").write_text("5")  # man 5 proc
 
 
 def peak(device: str = "cpu") -> int | None:
-    """Peak MiB of the device's tensors, or of this process; None where there is no /proc to tell."""
+    """Peak MiB of the device's tensors, or of this process; None without /proc."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) >> 20
     if device != "cpu" or not MEMORY.exists():

@@ -1,10 +1,10 @@
-"""What it costs that windows overlap: `embed` with an overlap of none, a quarter and a half of a window.
+"""Cost of overlapping windows: `embed` with an overlap of zero, a quarter and half of a window.
 
     python benchmarks/overlap.py [--side PIXELS] [--quick] [--model tiny|base] [--json FILE]
 
-The area has the dates of that of pipeline.py and is one block where windows overlap, as large as a large area's:
-smaller areas are cut into 16 blocks, for workers are to end at the same time, and windows on a border are computed on
-both sides. The three alternate.
+The area has the dates of pipeline.py. Where windows overlap it is one block, as large as a block of a large area: small
+areas are divided into 16 blocks, so that workers finish at the same time, and windows on the border of two blocks are
+computed in both. The three alternate.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What xarray, dask, compositing and normalization cost: `embed` against the bare forward on the same windows.
+"""Cost of xarray, dask, compositing and normalization: `embed` against the bare model on the same windows.
 
     python benchmarks/pipeline.py [--side 480] [--quick] [--model tiny|base] [--json FILE]
 
-The area has 30 dates, a third of each missing, and is lazy in chunks of a date; it is composed to 8 frames and
-embedded with the default options otherwise. Both are parts of the time of the forward: `overhead`, the rest of that
-of `embed`, and `composite`, that of `frames` alone. The three alternate.
+The area has 30 dates, a third of each missing, and is lazy with one chunk per date. It is composed to 8 frames and
+embedded with default options. Two times are given as shares of the time of the bare model: `overhead` is what `embed`
+takes in addition, and `composite` is `frames` alone. The three alternate.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PERIOD = "2022"
 
 
 def landscape(side: int) -> xr.DataArray:
-    """A year of an area, lazy."""
+    """A lazy year of an area."""
     return area(side, (1, 10, CHUNK, CHUNK), clouded)
 
 
 def embedding(side: int, patch: int, tile: int, options: argparse.Namespace, **more: Any) -> xr.DataArray:
-    """The area's embedding, lazy."""
+    """The lazy embedding of an area."""
     return landscape(side).anysat.embed(
         FRAMES, period=PERIOD, patch_size=patch, tile=tile, model=options.model, weights="random",
         device=str(options.device), precision=options.precision, **more,
@@ -44,16 +44,16 @@ def embedding(side: int, patch: int, tile: int, options: argparse.Namespace, **m
 
 
 def bare(side: int, patch: int, tile: int, options: argparse.Namespace) -> Callable[[], None]:
-    """The model on windows of the shapes that the area has, and as many."""
+    """The model alone, on as many windows of the same shapes as the area has."""
     device, cell = options.device, patch // 10
     model: Any = get_encoder(encoder_spec(options.model, "random", str(device), options.precision))
     rows, cols = (list(spans(axis, tile, cell)) for axis in axes(side))
     doy = torch.linspace(10, 350, FRAMES, device=device).long()
-    most, batches = windows_at_once(tile, device.type), []
+    max_windows, batches = windows_at_once(tile, device.type), []
     alike = Counter((i.first_patch, i.n_patches, j.first_patch, j.n_patches) for i in rows for j in cols)
     for (top, down, left, across), count in alike.items():
-        x = torch.randn(min(count, most), FRAMES, 10, down * cell, across * cell, device=device)
-        batches += [(x[: count - done], (top, left)) for done in range(0, count, most)]
+        x = torch.randn(min(count, max_windows), FRAMES, 10, down * cell, across * cell, device=device)
+        batches += [(x[: count - done], (top, left)) for done in range(0, count, max_windows)]
 
     @torch.inference_mode()
     def run() -> None:
@@ -64,10 +64,10 @@ def bare(side: int, patch: int, tile: int, options: argparse.Namespace) -> Calla
 
 
 def pipeline(options: argparse.Namespace) -> Iterator[Row]:
-    """`embed` against the bare forward on the same windows."""
+    """`embed` against the bare model on the same windows."""
     for patch, tile in KINDS:
         side = options.side or (QUICK[tile] if options.quick else 480)
-        embedding(2 * tile, patch, tile, options).compute()  # imports, and the model's first windows
+        embedding(2 * tile, patch, tile, options).compute()  # imports, and first windows of the model
         runs = [
             bare(side, patch, tile, options),
             lambda side=side, kind=(patch, tile): embedding(side, *kind, options).compute(),

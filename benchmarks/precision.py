@@ -1,9 +1,9 @@
-"""What the precisions gain, and what they cost.
+"""Gain and error of the precisions.
 
     python benchmarks/precision.py [--quick] [--model tiny|base] [--json FILE]
 
-Pixels a second of forwards that alternate, and how far from float32 the outputs are: the relative L2 of all of them,
-and the largest cosine distance of a cell's vector. Weights and pixels are random.
+Pixels per second of alternating forward passes, and the difference of the outputs from float32: the relative L2 of all
+outputs, and the largest cosine distance of the vector of a cell. Weights and pixels are random.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LEFT_OUT = {
 
 
 def precision(options: argparse.Namespace) -> Iterator[Row]:
-    """Precisions beside float32."""
+    """Precisions compared with float32."""
     device = options.device
-    there = [name for name in PRECISIONS if (name, device.type) not in LEFT_OUT]
+    measured = [name for name in PRECISIONS if (name, device.type) not in LEFT_OUT]
     for case in (Case(10, 24), Case(40, 64)):
         case = replace(case, batch=windows_at_once(case.tile, device.type))
-        runs = {name: ours(case, options.model, name, device) for name in there}
-        seconds = dict(zip(there, median(list(runs.values()), options.repeat, device), strict=True))
+        runs = {name: ours(case, options.model, name, device) for name in measured}
+        seconds = dict(zip(measured, median(list(runs.values()), options.repeat, device), strict=True))
         exact = runs["float32"]().double().flatten(0, -2)
         for name in PRECISIONS:
             row: Row = {

@@ -1,18 +1,18 @@
-"""What a larger area costs a worker in memory, and what a second worker gains.
+"""Memory of a worker for larger areas, and the gain of a second worker.
 
     python benchmarks/scaling.py [--quick] [--model tiny|base] [--json FILE]
 
-Memory is the peak of resident memory (VmHWM, Linux) of a process that has the model in memory already, while an
-area of 1, 4 and 16 times the size goes into a Zarr store: of the larger of two worker processes of one thread
-each, and of one process with dask's threads. Each figure has processes of its own. The cube is made up where it is
-read, and nearly nothing in it was observed: a window without observations skips the model, but its pixels and its
-cells are as large as any. Chunks of whole blocks need no band of the area in memory; others do.
+Memory is the peak of resident memory (VmHWM, Linux) of a process that has loaded the model, while an area of 1, 4 and
+16 times the size is written to a Zarr store: of the larger of two worker processes with one thread each, and of one
+process with dask's threads. Each figure comes from new processes. The cube is computed when it is read, and has
+almost no observations: a window without observations skips the model, but its pixels and cells take the same memory.
+Chunks of whole blocks need no full-width strip of the area in memory; other chunks do.
 
-Speed is the ratio of pixels a second with two workers to those with one, on windows that were all observed; the
-runs alternate. It is told thrice: of an area into a store, with dask as it comes; with dask watching its processes
-once a second in place of fifty and a hundred times (docs/clusters.md), which matters where, as here, the workers
-fill all cores and scheduler, client and nannies have none of their own; and of the model alone in the same
-processes, which tells what the cores share.
+Speed is the ratio of pixels per second with two workers to those with one, on windows that are all observed; the runs
+alternate. It is measured in three ways: an area into a store with dask's defaults; the same with dask monitoring its
+processes once per second instead of fifty and a hundred times (docs/clusters.md), which matters when, as here, the
+workers use all cores and leave none for scheduler, client and nannies; and the model alone in the same processes,
+which shows how much the cores share.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from xr_anysat.model.weights import encoder_spec, get_encoder
 SIDE = {"base": 1152, "tiny": 2016}  # 64 blocks of full size
 LAYOUTS = {
     model: {
-        "four blocks a side": (1, 10, side // 2, side // 2),
+        "four blocks per side": (1, 10, side // 2, side // 2),
         "tiles of 1024": (1, 10, 1024, 1024),
         "strips of 256 rows": (1, 10, 256, -1),
     }
@@ -61,7 +61,7 @@ WHERE = {"period": "2022", "weights": "random", "device": "cpu"}
 
 
 def observations(block_info: Any, share: int) -> np.ndarray:
-    """Digital numbers of a chunk: one window in `share` along each axis was observed."""
+    """Digital numbers of a chunk: every `share`-th window along each axis is observed."""
     _, _, *place = block_info[None]["array-location"]
     rows, cols = (np.arange(*span) // WINDOW % share == 0 for span in place)
     values = np.zeros(block_info[None]["chunk-shape"], "uint16")
@@ -70,13 +70,13 @@ def observations(block_info: Any, share: int) -> np.ndarray:
 
 
 def store(cube: xr.DataArray, model: str, norm: str) -> None:
-    """Embed an area into a store that goes away again."""
+    """Embed an area into a temporary store."""
     with tempfile.TemporaryDirectory() as folder:
         cube.anysat.embed(FRAMES, norm=norm, model=model, **WHERE).anysat.to_zarr(f"{folder}/area.zarr")
 
 
 def ready(model: str) -> int | None:
-    """Load the model; MiB of this process then. What it took on the way is forgotten."""
+    """Load the model and return the memory of this process in MiB, without the peak of loading."""
     get_encoder(encoder_spec(model, WHERE["weights"], WHERE["device"]))
     forget()
     return peak()
@@ -84,7 +84,7 @@ def ready(model: str) -> int | None:
 
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Client]:
-    """A cluster of processes of one thread each."""
+    """A cluster of processes with one thread each."""
     with (
         LocalCluster(
             n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
@@ -96,7 +96,7 @@ def workers(count: int) -> Iterator[Client]:
 
 
 def on_workers(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tuple[int | None, int | None]:
-    """MiB of the larger of two workers, before and at its peak."""
+    """MiB of the larger of two workers, before and at the peak."""
     with workers(2) as client:
         before = client.run(ready, model)
         with client.as_current():
@@ -106,7 +106,7 @@ def on_workers(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tup
 
 
 def on_threads(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tuple[int | None, int | None]:
-    """MiB of a process of two threads, before and at its peak."""
+    """MiB of a process with two threads, before and at the peak."""
     before = ready(model)
     with dask.config.set(scheduler="threads", num_workers=2):
         store(area(side, chunks, observations, share=SIDE[model] // WINDOW), model, norm)
@@ -114,7 +114,7 @@ def on_threads(side: int, chunks: tuple[int, ...], norm: str, model: str) -> tup
 
 
 def alone(model: str) -> float:
-    """Pixels a second of the model alone, in this process."""
+    """Pixels per second of the model alone, in this process."""
     window, days, forwards = torch.randn(1, FRAMES, 10, WINDOW, WINDOW), torch.arange(FRAMES) * 40, 0
     with exclusive_encoder(encoder_spec(model, WHERE["weights"], WHERE["device"])) as encoder:
         start = time.perf_counter()
@@ -125,9 +125,9 @@ def alone(model: str) -> float:
 
 
 def memory(options: argparse.Namespace) -> Iterator[Row]:
-    """Peak of resident memory of a process, MiB, and what of that is above the model."""
+    """Peak of resident memory of a process in MiB, in total and above the model."""
     if peak() is None:
-        print("left out: there is no /proc to tell")
+        print("left out: this system has no /proc")
         return
     layouts = LAYOUTS[options.model]
     cases = [(on_workers, name, norm) for name in layouts for norm in NORMS]
@@ -144,13 +144,13 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def speed(options: argparse.Namespace) -> Iterator[Row]:
-    """What a second worker gains: pixels a second of workers of one thread."""
+    """Gain of a second worker: pixels per second of workers with one thread."""
     model, side = options.model, {"base": 240, "tiny": 480}[options.model] // (2 if options.quick else 1)
-    dasks: dict[str, dict[str, Any]] = {"as it comes": {}, "unwatched": UNWATCHED}
+    dasks: dict[str, dict[str, Any]] = {"defaults": {}, "unwatched": UNWATCHED}
     rates: dict[tuple[str, int], list[float]] = {key: [] for key in product((*dasks, "model alone"), (1, 2))}
     for _ in range(1 if options.quick else 3):
         for name, count in product(dasks, (1, 2)):
-            # one cluster at a time, for an idle one takes from the same cores
+            # one cluster at a time, because an idle one uses the same cores
             with dask.config.set(dasks[name]), workers(count) as client, client.as_current():
                 client.run(ready, model)
                 store(area(WINDOW * 4, (DATES, 10, WINDOW, WINDOW), observations, share=1), model, "pastis")
