@@ -1,4 +1,4 @@
-"""``xr-anysat`` and ``python -m xr_anysat``: the command line, if its extra is installed."""
+"""``xr-anysat`` and ``python -m xr_anysat``: the command line, if the extra ``cli`` is installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The command line: `embed` and `plan` for an area of a catalog, `demo`, `weights`, `verify`.
+"""The command line: `embed` and `plan` for an area of a catalog, `demo`, `bench`, `weights`, `verify`.
 
-Nothing is decided here. An option that is not given is not passed on, so that configuration, environment
-and defaults hold as they do in Python. Paths and results go to standard output, all else to standard error.
+It makes no decisions. Only options that the user passes reach the functions, so configuration, environment and defaults
+apply as in Python. Paths and results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -41,44 +41,30 @@ if TYPE_CHECKING:
     from distributed import Client
 
 QUIET_SECONDS = 60.0
-"""Between two lines of progress, where there is no terminal to draw a bar on."""
+"""Time between two lines of progress, where there is no terminal for a bar."""
 
-# A line a paragraph: typer keeps line breaks
+# One line per paragraph: typer keeps line breaks
 EPILOG = (
-    "Options that are not given come from the environment (XR_ANYSAT_MODEL, …), else they have the defaults told "
-    "here.\n\nExit status: 0 done; 1 failed; 2 the command line asks for what is impossible; 130 interrupted "
-    "(Ctrl-C); 143 terminated. After 1, 130 and 143 what embed has finished stays: the same command goes on with it."
+    "Options that are not given come from the environment (XR_ANYSAT_MODEL, …), otherwise their defaults apply."
+    "\n\nExit status: 0 done; 1 failed; 2 invalid command line; 130 interrupted (Ctrl-C); 143 terminated. After 1, 130 "
+    "and 143 the blocks that embed has finished are kept: repeat the command to resume."
 )
 
 app = typer.Typer(
     help="AnySat embeddings of any Sentinel-2 area.",
     epilog=EPILOG,
     add_completion=False,
-    pretty_exceptions_enable=False,  # `main` says what failed
+    pretty_exceptions_enable=False,  # `main` reports failures
 )
-weights_app = typer.Typer(
-    help="The model's weights: fetch them, or say where they are.", no_args_is_help=True
-)
+weights_app = typer.Typer(help="Download or find the weights of the model.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
-bench_app = typer.Typer(help="Measure what embeddings are worth.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure the quality of embeddings.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 
 # ---------------------------------------------------------------------- options
 
-FRAMES, MODELS, STORE = "Frames and windows", "Model", "Store"  # headings of --help
-
-
-def _option(
-    kind: Any, function: Callable[..., Any], name: str, help: str, panel: str | None, *names: str, **more: Any
-) -> Any:
-    """An option of a command that is the argument `name` of `function`, whose default it tells."""
-    default = inspect.signature(function).parameters[name].default
-    if default is not None:
-        help += f" Default: {default}."
-    return Annotated[
-        kind | None, typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
-    ]
+STORE = "Store"  # a heading of --help
 
 
 def _number_of_frames(text: str) -> int | str:
@@ -89,102 +75,91 @@ def _number_of_frames(text: str) -> int | str:
     return int(text)
 
 
-def _place(kind: Any, name: str, help: str, *names: str, **more: Any) -> Any:
-    return _option(kind, open_s2, name, help, "Where and when", *names, **more)
+def _options(
+    function: Callable[..., Any], panel: str | None, kinds: dict[str, tuple[Any, str, str]]
+) -> dict[str, Any]:
+    """Options of a command that are arguments of `function`, with its defaults in their help.
+
+    `kinds` has for each name its type or parser, its metavar and its help. The unit of an argument is not part of the
+    option: ``buffer_m`` is ``--buffer``.
+    """
+    parameters = inspect.signature(function).parameters
+    options = {}
+    for name, (kind, metavar, text) in kinds.items():
+        default = parameters[name].default
+        parser = kind if inspect.isfunction(kind) else None
+        option = typer.Option(
+            f"--{name.removesuffix('_m').replace('_', '-')}",
+            help=text if default is None else f"{text} Default: {default}.",
+            metavar=metavar,
+            parser=parser,
+            rich_help_panel=panel,
+            show_default=False,
+        )
+        options[name] = Annotated[(str if parser else kind) | None, option]
+    return options
 
 
-def _how(kind: Any, name: str, help: str, panel: str, **more: Any) -> Any:
-    return _option(kind, xr_anysat.embed, name, help, panel, **more)
+MODEL_NAMES, CHECKPOINT = "base, small or tiny.", "A checkpoint, or random. Default: the official weights."
 
-
-PLACE: dict[str, Any] = {
-    "bbox": _place(
-        tuple[float, float, float, float], "bbox", "Area in degrees, also as W,S,E,N.", metavar="W S E N"
-    ),
-    "point": _place(
-        tuple[float, float],
-        "point",
-        "Middle of a square area, in degrees, also as LON,LAT.",
-        metavar="LON LAT",
-    ),
-    "buffer_m": _place(float, "buffer_m", "Metres from --point to the edges.", "--buffer", metavar="M"),
-    "datetime": _place(str, "datetime", "2022, 2022-06 or 2022-04-01/2022-10-01.", metavar="PERIOD"),
-    "catalog": _place(
-        str, "catalog", "earth-search, planetary-computer, cdse or a STAC API's URL.", metavar="NAME"
-    ),
-    "max_cloud": _place(float, "max_cloud", "Clouds that a scene may have.", metavar="PERCENT"),
-    "chunks": _place(int, "chunks", "Side of what is read at once.", metavar="PIXELS"),
-}
+PLACE = _options(open_s2, "Area and period", {
+    "bbox": (tuple[float, float, float, float], "W S E N", "Area in degrees, also as W,S,E,N."),
+    "point": (tuple[float, float], "LON LAT", "Center of a square area, in degrees, also as LON,LAT."),
+    "buffer_m": (float, "M", "Distance from --point to the edges, in meters."),
+    "datetime": (str, "PERIOD", "2022, 2022-06 or 2022-04-01/2022-10-01."),
+    "catalog": (str, "NAME", "earth-search, planetary-computer, cdse or the URL of a STAC API."),
+    "max_cloud": (float, "PERCENT", "Maximum cloud cover of a scene."),
+    "chunks": (int, "PIXELS", "Side of the chunks that are read."),
+})  # fmt: skip
 """Options of a command that are arguments of `open_s2`."""
 
-EMBEDDING: dict[str, Any] = {
-    "frames": _how(
-        str, "frames", "Frames that the period is cut into; all: every date is one.", FRAMES, metavar="N",
-        parser=_number_of_frames,
-    ),
-    "period": _how(str, "period", "What is cut into frames, if not --datetime.", FRAMES, metavar="PERIOD"),
-    "norm": _how(
-        str, "norm", "Normalization, or a .json file of Statistics.to_json().", FRAMES, metavar="NAME"
-    ),
-    "patch_size": _how(int, "patch_size", "Side of a patch, a multiple of 10.", FRAMES, metavar="METRES"),
-    "tile": _how(int, "tile", "Side of a window.", FRAMES, metavar="PIXELS"),
-    "overlap": _how(int, "overlap", "What a window shares with the next.", FRAMES, metavar="PIXELS"),
-    "output": _how(str, "output", "patch, dense, local or tile.", FRAMES, metavar="NAME"),
-    "model": _how(str, "model", "base, small or tiny.", MODELS, metavar="NAME"),
-    "weights": _how(
-        str, "weights", "A checkpoint, or random. Default: the official ones.", MODELS, metavar="PATH"
-    ),
-    "device": _how(str, "device", "auto, cpu, cuda, cuda:1 or mps.", MODELS, metavar="NAME"),
-    "precision": _how(str, "precision", "float32, bfloat16, float16 or int8.", MODELS, metavar="NAME"),
-}  # fmt: skip
+EMBEDDING = _options(xr_anysat.embed, "Frames and windows", {
+    "frames": (_number_of_frames, "N", "Number of frames of the period; all: every date is a frame."),
+    "period": (str, "PERIOD", "Period of the frames. Default: --datetime."),
+    "norm": (str, "NAME", "Normalization, or a .json file of Statistics.to_json()."),
+    "patch_size": (int, "METERS", "Side of a patch, a multiple of 10."),
+    "tile": (int, "PIXELS", "Side of a window."),
+    "overlap": (int, "PIXELS", "Overlap of neighboring windows."),
+    "output": (str, "NAME", "patch, dense, local or tile."),
+}) | _options(xr_anysat.embed, "Model", {
+    "model": (str, "NAME", MODEL_NAMES),
+    "weights": (str, "PATH", CHECKPOINT),
+    "device": (str, "NAME", "auto, cpu, cuda, cuda:1 or mps."),
+    "precision": (str, "NAME", "float32, bfloat16, float16 or int8."),
+})  # fmt: skip
 """Options of a command that are arguments of `embed`."""
 
-DEMO: dict[str, Any] = {
-    "size": _option(int, run, "size", "Side of the scene in 10 m pixels, even.", None, metavar="N"),
-    "model": _option(str, run, "model", "base, small or tiny.", None, metavar="NAME"),
-    "weights": _option(
-        str, run, "weights", "A checkpoint, or random. Default: official, else random.", None, metavar="PATH"
-    ),
-    "seed": _option(int, run, "seed", "Of the scene.", None, metavar="N"),
-}
+DEMO = _options(run, None, {
+    "size": (int, "N", "Side of the scene in 10 m pixels, even."),
+    "model": (str, "NAME", MODEL_NAMES),
+    "weights": (str, "PATH", "A checkpoint, or random. Default: official weights if available, otherwise random."),
+    "seed": (int, "N", "Seed of the scene."),
+})  # fmt: skip
 """Options of a command that are arguments of the demo's `run`."""
 
-PROBE: dict[str, Any] = {
-    "cube": _option(
-        str, probe_of.run, "cube", "A Zarr store. Default: a made-up scene.", None, metavar="STORE"
-    ),
-    "labels": _option(
-        str, probe_of.run, "labels", "Points or polygons on it, of known class.", None, metavar="FILE"
-    ),
-    "column": _option(str, probe_of.run, "column", "Of the labels: the class.", None, metavar="NAME"),
-    "model": _option(str, probe_of.run, "model", "base, small or tiny.", None, metavar="NAME"),
-    "weights": _option(
-        str,
-        probe_of.run,
-        "weights",
-        "A checkpoint, or random. Default: the official ones.",
-        None,
-        metavar="PATH",
-    ),
-    "patch_size": _option(int, probe_of.run, "patch_size", "Side of a patch.", None, metavar="METRES"),
-    "tile": _option(int, probe_of.run, "tile", "Side of a window.", None, metavar="PIXELS"),
-    "frames": _option(int, probe_of.run, "frames", "Frames that the period is cut into.", None, metavar="N"),
-    "cells": _option(int, probe_of.run, "cells", "Cells of each class, at most.", None, metavar="N"),
-    "size": _option(
-        int, probe_of.run, "size", "Side of the made-up scene in pixels, even.", None, metavar="N"
-    ),
-    "seed": _option(int, probe_of.run, "seed", "Of the scene and the cells.", None, metavar="N"),
-}
+PROBE = _options(probe_of.run, None, {
+    "cube": (str, "STORE", "A Zarr store. Default: a synthetic scene."),
+    "labels": (str, "FILE", "Points or polygons of known class, in the area of the cube."),
+    "column": (str, "NAME", "Column of the labels that has the class."),
+    "model": (str, "NAME", MODEL_NAMES),
+    "weights": (str, "PATH", CHECKPOINT),
+    "patch_size": (int, "METERS", "Side of a patch, a multiple of 10."),
+    "tile": (int, "PIXELS", "Side of a window."),
+    "frames": (int, "N", "Number of frames of the period."),
+    "cells": (int, "N", "Maximum number of cells per class."),
+    "size": (int, "N", "Side of the synthetic scene in pixels, even."),
+    "seed": (int, "N", "Seed of the scene and of the choice of cells."),
+})  # fmt: skip
 """Options of a command that are arguments of the probe's `run`."""
 
 Codec = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="int8 or float16, for fewer bytes.", rich_help_panel=STORE),
+    typer.Option(metavar="NAME", help="int8 or float16, to store fewer bytes.", rich_help_panel=STORE),
 ]
 
 
 def _with_options(kinds: dict[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command that takes ``**options`` those of `kinds`, each None if not given."""
+    """Add the options of `kinds` to a command that takes ``**options``; each is None if it is not given."""
 
     def give(command: Callable[..., None]) -> Callable[..., None]:
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -200,9 +175,9 @@ def _with_options(kinds: dict[str, Any]) -> Callable[[Callable[..., None]], Call
     return give
 
 
-def explicit_options(options: dict[str, Any], among: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the user gave, as the function takes them."""
-    given = {name: options[name] for name in among if options.get(name) is not None}
+def explicit_options(options: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user passed, as arguments of the function."""
+    given = {name: options[name] for name in kinds if options.get(name) is not None}
     if given.get("frames") == "all":
         given["frames"] = None
     if str(given.get("norm", "")).endswith(".json"):
@@ -217,8 +192,8 @@ def explicit_options(options: dict[str, Any], among: dict[str, Any]) -> dict[str
 # ---------------------------------------------------------------------- commands
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"xr_anysat {xr_anysat.__version__}")
         raise typer.Exit
 
@@ -227,10 +202,11 @@ def _version(asked: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where in the code something failed, for a bug report.")
+        bool, typer.Option("--debug", help="Show the traceback of a failure, for a bug report.")
     ] = False,
 ) -> None:
     context.obj["debug"] = debug
@@ -243,26 +219,27 @@ def _root(
 def embed(
     context: typer.Context,
     out: Annotated[
-        str, typer.Option(metavar="STORE", help="Where to: area.zarr, s3://….", rich_help_panel=STORE)
+        str,
+        typer.Option(
+            metavar="STORE", help="Path or URL of the result: area.zarr, s3://….", rich_help_panel=STORE
+        ),
     ],
     codec: Codec = None,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Refuse a store that is there.", rich_help_panel=STORE)
+        bool, typer.Option("--no-resume", help="Refuse an existing store.", rich_help_panel=STORE)
     ] = False,
     scheduler: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Of a dask cluster that does the work, tcp://….", rich_help_panel=STORE
-        ),
+        typer.Option(metavar="ADDRESS", help="A dask cluster to compute on, tcp://….", rich_help_panel=STORE),
     ] = None,
     **options: Any,
 ) -> None:
-    """Embed an area into a Zarr store; run it again after an interruption, and it goes on."""
+    """Embed an area into a Zarr store. After an interruption, repeat the command to resume."""
     from xr_anysat.store.codecs import check_codec
     from xr_anysat.store.location import parse_location
 
     target = parse_location(out)
-    check_codec(codec, "float32")  # what embed makes
+    check_codec(codec, "float32")  # the dtype of an embedding
     how = explicit_options(options, EMBEDDING)
     try:
         _fetch_weights(how)
@@ -272,7 +249,7 @@ def embed(
         say(_summary(cube, emb))
         if "norm_statistics" in emb.attrs:
             say(
-                "The whole area is read for its statistics first (norm='per_tile_zscore'), if the store has none"
+                "norm='per_tile_zscore': the whole area is read first for its statistics, unless the store has them"
             )
         with _cluster(scheduler) as client, _progress(cube.sizes["y"] * cube.sizes["x"]) as progress:
             if client is not None:
@@ -282,7 +259,7 @@ def embed(
             xr_anysat.to_zarr(emb, out, codec, resume=not no_resume, progress=progress)
     except Interrupted as stop:
         again = [a for a in context.obj["arguments"] if a != "--no-resume"]
-        stop.add_note(f"Go on by the same command:\n  {shlex.join([*context.obj['program'], *again])}")
+        stop.add_note(f"To resume, repeat the command:\n  {shlex.join([*context.obj['program'], *again])}")
         raise
     say(f"{format_bytes(_size(target.address))} in {target}. To open it in Python:")
     say(f"  import xr_anysat; emb = xr_anysat.open({target.address!r})")
@@ -294,11 +271,12 @@ def embed(
 def plan(
     codec: Codec = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine for a few seconds, to tell the time.")
+        bool,
+        typer.Option("--calibrate", help="Measure this machine for a few seconds, to estimate the time."),
     ] = False,
     **options: Any,
 ) -> None:
-    """Say what embed would do: blocks, memory, bytes and operations. Nothing is computed."""
+    """Report what embed would do: blocks, memory, bytes and operations. Nothing is computed."""
     how = explicit_options(options, EMBEDDING)
     cube = _open(options)
     with _about_options():
@@ -310,7 +288,7 @@ def plan(
 def demo(
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the results.")] = "demo", **options: Any
 ) -> None:
-    """Make a small scene, embed it and draw a picture; needs no data, account or network."""
+    """Make a small synthetic scene, embed it and draw a picture. Needs no data, account or network."""
     run(out, **explicit_options(options, DEMO))
 
 
@@ -327,7 +305,7 @@ def verify(
     ] = None,
     **options: Any,
 ) -> None:
-    """Run upstream's own code beside ours, on the same weights. It runs the code of REPO."""
+    """Compare with upstream's own code, on the same weights. This runs the code of REPO."""
     given = explicit_options(options, EMBEDDING)
     report = xr_anysat.verify(**given) if repo is None else xr_anysat.verify(repo, **given)
     print(report)
@@ -337,17 +315,17 @@ def verify(
 
 @weights_app.command()
 def fetch() -> None:
-    """Download the official checkpoint (504 MB), if it is not here, and print its path."""
+    """Download the official checkpoint (504 MB) if it is not on this machine, and print its path."""
     print(checkpoint.official_path())
 
 
 @weights_app.command()
 def path() -> None:
-    """Print the path of the official checkpoint; fails if it is not on this machine."""
+    """Print the path of the official checkpoint, or fail if it is not on this machine."""
     found = checkpoint.official_path(download=False)
     if found is None:
         raise AnySatError(
-            "the official checkpoint is not on this machine: fetch it, xr-anysat weights fetch, or put it at "
+            "the official checkpoint is not on this machine: download it with xr-anysat weights fetch, or copy it to "
             f"{str(checkpoint.manual_path())!r}"
         )
     print(found)
@@ -356,9 +334,9 @@ def path() -> None:
 @weights_app.command()
 @_with_options({name: EMBEDDING[name] for name in ("model", "weights")})
 def info(**options: Any) -> None:
-    """Tell which weights embed would use, and where they are."""
+    """Show which weights embed would use, and where they are."""
     spec, official = _spec(explicit_options(options, EMBEDDING)), checkpoint.OFFICIAL
-    source, sha256, file = str(spec.source), spec.sha256, "made from the seed"
+    source, sha256, file = str(spec.source), spec.sha256, "none, made from the seed"
     if spec.source.kind == "official":
         source = f"official, {official.filename} of {official.repo}"
         sha256 = sha256 or f"{official.sha256_prefix}…{official.sha256_suffix}"
@@ -377,7 +355,7 @@ def info(**options: Any) -> None:
 @_with_options(PROBE)
 def probe(
     json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+        str | None, typer.Option("--json", metavar="FILE", help="Write the scores to this file, too.")
     ] = None,
     **options: Any,
 ) -> None:
@@ -392,12 +370,12 @@ def probe(
 
 
 def _spec(how: dict[str, Any]) -> EncoderSpec:
-    """The encoder that `embed` would take."""
+    """The encoder that `embed` would use."""
     return encoder_spec(option("model", how.get("model", MODEL)), option("weights", how.get("weights")))
 
 
 def _fetch_weights(how: dict[str, Any]) -> None:
-    """Have official weights here before hours of work, so that the store records which they are."""
+    """Download official weights before hours of work, so that the store records their hash."""
     spec = _spec(how)
     if spec.source.kind == "official" and spec.sha256 is None:
         say("Looking for the official weights (504 MB)")
@@ -411,7 +389,7 @@ def _open(options: dict[str, Any]) -> xr.DataArray:
 
 @contextmanager
 def _about_options() -> Iterator[None]:
-    """Take what is wrong with a cube as the user's options: it is made by them."""
+    """Report an invalid cube as invalid options, because the options select the cube."""
     try:
         yield
     except CubeError as error:
@@ -422,13 +400,13 @@ def _summary(cube: xr.DataArray, emb: xr.DataArray) -> str:
     height, width = cube.sizes["y"], cube.sizes["x"]
     return (
         f"{height:,} × {width:,} pixels, {cube.sizes['time']} dates in {emb.attrs['n_frames']} frames; "
-        f"AnySat {emb.attrs['model']} makes {emb.shape} {emb.dtype}"
+        f"AnySat {emb.attrs['model']} gives {emb.shape} {emb.dtype}"
     )
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Client | None]:
-    """Connect to a cluster, which then does what is computed, as long as the context lasts."""
+    """Connect to a cluster, which computes everything while the context is open."""
     if address is None:
         yield None
         return
@@ -437,12 +415,12 @@ def _cluster(address: str | None) -> Iterator[Client | None]:
         client = distributed.Client(address)
     except ValueError as error:
         raise OptionError(
-            f"scheduler={address!r}: {error}; wanted the like of tcp://10.0.0.1:8786"
+            f"scheduler={address!r}: {error}; expected an address such as tcp://10.0.0.1:8786"
         ) from error
     except OSError as error:
         raise AnySatError(
-            f"the scheduler {address} does not answer: {error}. Start one by dask scheduler, and workers by "
-            f"dask worker {address}"
+            f"the scheduler {address} does not answer: {error}. Start a scheduler with dask scheduler, and "
+            f"workers with dask worker {address}"
         ) from error
     with client:
         yield client
@@ -457,25 +435,25 @@ def _size(address: str) -> int:
     return size
 
 
-# ---------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------- messages
 
 
 def say(line: str) -> None:
-    """Print to standard error, at once."""
+    """Print to standard error without buffering."""
     print(line, file=sys.stderr, flush=True)
 
 
-def progress_line(done: int, total: int, there: int, seconds: float, pixels: int) -> str:
-    """How far it is: blocks, pixels a second, time left.
+def progress_line(done: int, total: int, earlier: int, seconds: float, pixels: int) -> str:
+    """Describe the progress: blocks, pixels per second, time left.
 
     Parameters
     ----------
-    done, total, there : int
-        Blocks that are finished, that there are, and that an earlier run had finished.
+    done, total, earlier : int
+        Number of finished blocks, of all blocks, and of blocks that an earlier run finished.
     seconds : float
-        Since the first block was begun.
+        Time since the first block was started.
     pixels : int
-        Of 10 m, of the whole area.
+        Number of 10 m pixels of the whole area.
 
     Examples
     --------
@@ -484,36 +462,36 @@ def progress_line(done: int, total: int, there: int, seconds: float, pixels: int
     >>> progress_line(120, 120, 10, 550.0, 1_000_000)
     '120 of 120 blocks, 1,667 pixels/s, in 0:09:10'
     """
-    made = done - there
-    said = [f"{done:,} of {total:,} blocks"]
-    if made and seconds:
-        said.append(f"{pixels * made / total / seconds:,.0f} pixels/s")
-        left = timedelta(seconds=round((total - done) * seconds / made))
-        said.append(f"{left} left" if done < total else f"in {timedelta(seconds=round(seconds))}")
-    return ", ".join(said)
+    computed = done - earlier
+    parts = [f"{done:,} of {total:,} blocks"]
+    if computed and seconds:
+        parts.append(f"{pixels * computed / total / seconds:,.0f} pixels/s")
+        left = timedelta(seconds=round((total - done) * seconds / computed))
+        parts.append(f"{left} left" if done < total else f"in {timedelta(seconds=round(seconds))}")
+    return ", ".join(parts)
 
 
 @contextmanager
 def _progress(pixels: int) -> Iterator[Callable[[int, int], None]]:
-    """What to hand to ``to_zarr(progress=...)``: a bar on a terminal, else a line now and then."""
-    there: int | None = None
-    began = last = 0.0
+    """Value of ``to_zarr(progress=...)``: draws a bar on a terminal, otherwise prints a line now and then."""
+    earlier: int | None = None
+    started = last = 0.0
     live = sys.stderr.isatty()
     columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) if live else nullcontext() as bar:
         task = bar.add_task("Starting", total=None) if bar else None
 
         def show(done: int, total: int) -> None:
-            nonlocal there, began, last
+            nonlocal earlier, started, last
             now = time.monotonic()
-            if there is None:
-                there, began, last = done, now, now
+            if earlier is None:
+                earlier, started, last = done, now, now
                 if done:
-                    say(f"{done:,} of {total:,} blocks are there from an earlier run")
-            line = progress_line(done, total, there, now - began, pixels)
+                    say(f"{done:,} of {total:,} blocks are finished from an earlier run")
+            line = progress_line(done, total, earlier, now - started, pixels)
             if bar is not None and task is not None:
                 bar.update(task, completed=done, total=total, description=line)
-            elif now - last >= QUIET_SECONDS or done == total > there:
+            elif now - last >= QUIET_SECONDS or done == total > earlier:
                 last = now
                 say(line)
 
@@ -521,7 +499,7 @@ def _progress(pixels: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Say a warning of ours in a line; whose code it comes from means nothing to a user of a shell."""
+    """Print a warning of this library as one line, without the line of code, which means nothing in a shell."""
     if issubclass(category, AnySatWarning):
         say(f"warning: {message}")
     else:
@@ -538,7 +516,7 @@ def _say_with_notes(line: str, error: BaseException) -> None:
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM. No KeyboardInterrupt, which typer takes for itself."""
+    """SIGINT or SIGTERM. It is not a KeyboardInterrupt, which typer would catch."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -551,20 +529,20 @@ def _interrupt(number: int, _frame: Any) -> NoReturn:
 
 
 def _leave(number: int, _frame: Any) -> NoReturn:
-    """A second signal: what is still being told to a cluster is not waited for."""
-    # not by print: the first one may have interrupted one
-    os.write(2, b"\x1b[?25h\n" if os.isatty(2) else b"\n")  # the cursor, which a progress bar hides
-    os.write(2, b"Left at once; what is finished stays\n")
+    """End the process at a second signal, without waiting for messages to a cluster."""
+    # Not with print: the first signal may have interrupted one
+    os.write(2, b"\x1b[?25h\n" if os.isatty(2) else b"\n")  # show the cursor, which a progress bar hides
+    os.write(2, b"Stopped immediately; finished blocks are kept.\n")
     os._exit(128 + number)
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Raise `Interrupted` on SIGINT and SIGTERM as long as the context lasts."""
+    """Raise `Interrupted` on SIGINT and SIGTERM while the context is open."""
     before = {}
-    if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
+    if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
         for each in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(each) != signal.SIG_IGN:  # as a shell has it for what runs in the background
+            if signal.getsignal(each) != signal.SIG_IGN:  # which a shell sets for processes in the background
                 before[each] = signal.signal(each, _interrupt)
     try:
         yield
@@ -574,23 +552,23 @@ def _signals() -> Iterator[None]:
 
 
 def split_coordinates(arguments: Sequence[str]) -> list[str]:
-    """``--bbox=1,2,3,4`` and ``--bbox 1,2,3,4`` as ``--bbox 1 2 3 4``, and ``--point`` likewise.
+    """Rewrite ``--bbox=1,2,3,4`` and ``--bbox 1,2,3,4`` as ``--bbox 1 2 3 4``, and ``--point`` likewise.
 
     Examples
     --------
     >>> split_coordinates(["embed", "--bbox=-3.8,40.3,-3.6,40.5", "--point", "-3.7,40.4", "--norm", "raw"])
     ['embed', '--bbox', '-3.8', '40.3', '-3.6', '40.5', '--point', '-3.7', '40.4', '--norm', 'raw']
     """
-    apart: list[str] = []
+    split: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in ("--bbox", "--point") and equals:
-            apart += [name, *value.split(",")]
-        elif apart and apart[-1] in ("--bbox", "--point"):
-            apart += argument.split(",")
+            split += [name, *value.split(",")]
+        elif split and split[-1] in ("--bbox", "--point"):
+            split += argument.split(",")
         else:
-            apart.append(argument)
-    return apart
+            split.append(argument)
+    return split
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -599,13 +577,13 @@ def main(arguments: Sequence[str]) -> int:
     Parameters
     ----------
     arguments : sequence of str
-        Without the program's name.
+        Arguments without the name of the program.
 
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 what is asked for is impossible. After SIGINT and SIGTERM the
-        process ends here, with 128 and the signal's number.
+        Exit status: 0 done, 1 failed, 2 invalid command line. SIGINT and SIGTERM end the process, with 128 plus the
+        number of the signal.
     """
     module = Path(sys.argv[0]).name == "__main__.py"
     program = ["python", "-m", "xr_anysat"] if module else ["xr-anysat"]
@@ -614,13 +592,13 @@ def main(arguments: Sequence[str]) -> int:
         warnings.showwarning = _show_warning
         try:
             app(args=split_coordinates(arguments), prog_name=shlex.join(program), obj=shared)
-        except SystemExit as done:  # typer's way to end
+        except SystemExit as done:  # raised by typer
             return done.code if isinstance(done.code, int) else 0
         except Interrupted as stop:
             _say_with_notes(f"\nInterrupted by {signal.Signals(stop.number).name}", stop)
             sys.stdout.flush()
-            # Blocks in flight may take minutes more; threads cannot be stopped, and Python waits for them. What
-            # they were about to write is missing as a whole, so nothing is lost by leaving them.
+            # Unfinished blocks may take minutes more: threads cannot be stopped, and Python would wait for them.
+            # Each block is written as a whole, so leaving them loses no finished work.
             os._exit(128 + stop.number)
         except Exception as error:
             if shared["debug"]:

@@ -1,4 +1,4 @@
-"""The command line as its users have it: real processes, servers, signals and a cluster."""
+"""The command line with real processes, servers, signals and a cluster."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _no_faults(area):
 
 @contextmanager
 def one_thread():
-    """As all runs have it that are compared bit for bit."""
+    """The setting of all runs that are compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -86,7 +86,7 @@ def one_thread():
 
 @pytest.fixture
 def alone(tmp_path):
-    """The environment of a process that finds no one's options and weights."""
+    """The environment of a process without options and weights of its user."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XR_ANYSAT", "HF_", "DASK_"))}
     return kept | {
         "HF_HOME": str(tmp_path / "hub"), "XR_ANYSAT_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "80",
@@ -100,7 +100,7 @@ def begin(env, *arguments):
 
 
 def end(process):
-    """Exit status and what was said on both streams."""
+    """Exit status, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=PATIENCE)
     finally:
@@ -128,7 +128,7 @@ def contents(store):
 
 
 def test_help_is_quick_and_fits_a_terminal(alone):
-    """Quick: neither torch nor distributed nor what reads catalogs and stores is imported."""
+    """Quick: torch, distributed and the readers of catalogs and stores are not imported."""
     code = """if True:
         import sys
         from xr_anysat.__main__ import main
@@ -160,7 +160,7 @@ def test_every_command_has_help(capsys):
 @pytest.mark.parametrize(("missing", "start"), [("typer", "module"), ("rich", "script")])
 def test_without_the_extra(tmp_path, alone, missing, start):
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
-    # the second is what pip makes of an entry point
+    # the second is how pip writes an entry point
     by = {
         "module": ["-m", "xr_anysat"],
         "script": ["-c", "from xr_anysat.__main__ import main; exit(main())"],
@@ -182,7 +182,7 @@ def test_the_script_is_this_main():
     )
 
 
-# --- what is asked for --------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_script_is_this_main():
     ],
 )
 def test_forms_of_a_bbox(capsys, form):
-    """Negative longitudes too; told by the refusal of one that is upside down."""
+    """Negative longitudes too; the refusal of an upside-down bbox shows how it was read."""
     assert main(["plan", *form, "--datetime", "2022"]) == 2
     assert (
         "error: bbox=(-3.8, 40.5, -3.6, 40.3): expected (west, south, east, north)" in capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_forms_of_a_point(capsys, form):
         (["demo", "--size", "63"], "size=(63, 63): expected even"),
     ],
 )  # fmt: skip
-def test_what_is_impossible(tmp_path, monkeypatch, capsys, arguments, message):
+def test_invalid_arguments(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     with xr_anysat.config.set(weights="random"):
@@ -237,7 +237,7 @@ def test_what_is_impossible(tmp_path, monkeypatch, capsys, arguments, message):
 
 
 def test_options_that_do_not_fit_the_area(area, tmp_path, capsys):
-    """Found when the cube is there, and still the fault of the command line."""
+    """Found when the cube is open, and still an error of the command line."""
     out = ("--out", str(tmp_path / "x.zarr"))
     for command in (["embed", *out], ["plan"]):
         assert main([*command, *area.options, "--period", "2019"]) == 2
@@ -252,10 +252,10 @@ def test_bad_usage_of_a_process(alone):
     assert "requires 4 arguments" in err
 
 
-# --- what fails ---------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------
 
 
-def test_weights_that_are_not_there(tmp_path, capsys):
+def test_missing_weights(tmp_path, capsys):
     assert main(["embed", *NOWHERE, "--out", str(tmp_path / "x.zarr"), "--weights", "/none.pth"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -263,12 +263,12 @@ def test_weights_that_are_not_there(tmp_path, capsys):
     assert said.err.count("\n") == 1
 
 
-def test_a_catalog_without_it(area, capsys):
+def test_a_catalog_without_the_year(area, capsys):
     assert main(["plan", *area.options, "--datetime", "2019"]) == 1
     assert "error: nothing left over of the 4 items found" in capsys.readouterr().err
 
 
-def test_a_read_that_fails_leaves_a_store_to_go_on_with(area, tmp_path, alone):
+def test_a_failed_read_leaves_a_store_to_resume(area, tmp_path, alone):
     area.server.faults = {"tif": lambda *_: Fault(status=404)}
     store = tmp_path / "x.zarr"
     code, out, err = end(begin(alone, "embed", *area.options, "--norm", "pastis", "--out", str(store)))
@@ -278,7 +278,7 @@ def test_a_read_that_fails_leaves_a_store_to_go_on_with(area, tmp_path, alone):
     assert "Traceback" not in err
 
 
-def test_stores_that_are_there(area, capsys):
+def test_existing_stores(area, capsys):
     assert main(["embed", *area.options, "--no-resume", "--out", str(area.store)]) == 1
     assert "resume=False: pass resume=True" in capsys.readouterr().err
     assert main(["embed", *area.options, "--output", "tile", "--out", str(area.store)]) == 1
@@ -287,7 +287,7 @@ def test_stores_that_are_there(area, capsys):
     assert 'output is "patch" in the store and "tile" here' in said
 
 
-def test_a_bug_shows_itself_if_asked(monkeypatch, capsys):
+def test_debug_shows_the_traceback(monkeypatch, capsys):
     def fail(**_):
         raise RuntimeError("a bug")
 
@@ -317,7 +317,7 @@ def test_warnings_are_one_line(monkeypatch, capsys):
 # --- embed --------------------------------------------------------------------------------------
 
 
-def test_what_it_made(area, capsys):
+def test_the_store(area, capsys):
     emb = xr_anysat.open(area.store)
     assert emb.sizes == {"D": 256, "y": 32, "x": 32}
     assert emb.rio.crs.to_epsg() == 32632
@@ -327,15 +327,15 @@ def test_what_it_made(area, capsys):
     assert len(shards(area.store)) == 16
 
 
-def test_what_is_not_given_is_not_passed_on(area, capsys):
-    """The configuration holds: without --model and --weights it is the same embedding, and all is there."""
+def test_omitted_options_are_not_passed_on(area, capsys):
+    """The configuration holds: without --model and --weights it is the same embedding, and all blocks exist."""
     options = area.options[: area.options.index("--model")]
     with xr_anysat.config.set(model="tiny", weights="random"):
         assert main(["embed", *options, "--out", str(area.store)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{area.store}\n"
-    assert "64 × 64 pixels, 4 dates in 2 frames; AnySat tiny makes (256, 32, 32) float32" in said.err
-    assert "16 of 16 blocks are there from an earlier run" in said.err
+    assert "64 × 64 pixels, 4 dates in 2 frames; AnySat tiny gives (256, 32, 32) float32" in said.err
+    assert "16 of 16 blocks are finished from an earlier run" in said.err
     assert f"in {str(area.store)!r}. To open it in Python:" in said.err
     assert f"emb = xr_anysat.open({str(area.store)!r})" in said.err
     size = sum(len(b) for b in contents(area.store).values())
@@ -388,7 +388,7 @@ def read_all(screen):
 
 
 def test_into_a_bucket(area, monkeypatch, capsys):
-    """Where it is and who we are is told by the environment."""
+    """The environment has the endpoint and the credentials."""
     with S3Server() as server:
         for name, value in (
             ("AWS_ENDPOINT_URL", server.url), ("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET),
@@ -396,7 +396,7 @@ def test_into_a_bucket(area, monkeypatch, capsys):
             monkeypatch.setenv(name, value)
         server.bucket("mine")
         assert main(["embed", *area.options, "--output", "tile", "--out", "s3://mine/a/b.zarr"]) == 0
-    S3FileSystem.clear_instance_cache()  # it is known by its URL, wherever the environment says that this is
+    S3FileSystem.clear_instance_cache()  # cached by URL, whatever endpoint the environment has
     said = capsys.readouterr()
     assert said.out == "s3://mine/a/b.zarr\n"
     assert re.search(r"[\d.]+ KiB in 's3://mine/a/b.zarr'", said.err)
@@ -405,7 +405,7 @@ def test_into_a_bucket(area, monkeypatch, capsys):
 # --- interruptions ------------------------------------------------------------------------------
 
 
-def test_interrupted_and_gone_on_with(area, tmp_path, alone):
+def test_interrupted_and_resumed(area, tmp_path, alone):
     """Ctrl-C in the middle, then the same command: the store is that of an undisturbed run."""
     store = tmp_path / "my area.zarr"
     command = ["embed", *area.options, "--no-resume", "--out", str(store)]
@@ -419,21 +419,21 @@ def test_interrupted_and_gone_on_with(area, tmp_path, alone):
     finished = len(shards(store))
     assert 1 <= finished < 16
     counted = re.search(rf"(\d+) of the 16 blocks of {str(store)!r} are finished and stay", err)
-    assert int(counted[1]) in (finished - 1, finished)  # one may be in place and not counted yet
-    # --no-resume would refuse what is there now
+    assert int(counted[1]) in (finished - 1, finished)  # one may be written but not counted yet
+    # --no-resume would refuse the store
     again = ["embed", *area.options, "--out", str(store)]
     assert err.endswith(
-        f"Go on by the same command:\n  python -m xr_anysat {' '.join(again[:-1])} '{store}'\n"
+        f"To resume, repeat the command:\n  python -m xr_anysat {' '.join(again[:-1])} '{store}'\n"
     )
 
     code, out, err = end(begin(alone, *again))
     assert (code, out) == (0, f"{store}\n")
-    assert f"{finished} of 16 blocks are there from an earlier run\n16 of 16 blocks, " in err
+    assert f"{finished} of 16 blocks are finished from an earlier run\n16 of 16 blocks, " in err
     assert contents(store) == contents(area.store)
 
 
 def test_terminated_while_nothing_answers(area, tmp_path, alone):
-    """A read that stalls cannot be stopped, and is not waited for."""
+    """A stalled read cannot be stopped, and the process does not wait for it."""
     area.server.faults = {"tif": lambda *_: Fault(wait=STALLED)}
     store = tmp_path / "x.zarr"
     process = begin(alone, "embed", *area.options, "--norm", "pastis", "--out", str(store))
@@ -458,7 +458,7 @@ def test_a_second_signal_waits_for_nothing(alone):
                 signal.pause()
     """
     done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (143, "\nLeft at once; what is finished stays\n")
+    assert (done.returncode, done.stderr) == (143, "\nStopped immediately; finished blocks are kept.\n")
 
 
 # --- on a cluster -------------------------------------------------------------------------------
@@ -466,7 +466,7 @@ def test_a_second_signal_waits_for_nothing(alone):
 
 @pytest.fixture
 def cluster(tmp_path, alone):
-    """The address of a scheduler that has a worker of one thread, each a process of its own."""
+    """The address of a scheduler with one worker of one thread; each is a separate process."""
     file = tmp_path / "scheduler.json"
     own = [sys.executable, "-m", "dask"]
     quiet = {"env": alone, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -488,7 +488,7 @@ def cluster(tmp_path, alone):
 
 
 def test_on_a_cluster(area, tmp_path, alone, cluster):
-    """Interrupted and gone on with; the encoder is brought to the workers."""
+    """Interrupted and resumed; the encoder is sent to the workers."""
     store = tmp_path / "x.zarr"
     command = ["embed", *area.options, "--scheduler", cluster, "--out", str(store)]
     process = begin(alone, *command)
@@ -507,7 +507,7 @@ def test_on_a_cluster(area, tmp_path, alone, cluster):
     assert any(name.startswith("xr-anysat-tiny") for name in sent)
 
 
-def test_schedulers_that_are_none(area, tmp_path, capsys):
+def test_invalid_schedulers(area, tmp_path, capsys):
     command = ["embed", *area.options, "--out", str(tmp_path / "x.zarr"), "--scheduler"]
     assert main([*command, "nonsense"]) == 2
     assert "error: scheduler='nonsense': " in capsys.readouterr().err
@@ -558,7 +558,7 @@ def test_official_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with xr_anysat.config.set(cache_dir=str(tmp_path), offline=True):
         assert main(["weights", "path"]) == 1
-        assert "fetch it, xr-anysat weights fetch, or put it at" in capsys.readouterr().err
+        assert "download it with xr-anysat weights fetch, or copy it to" in capsys.readouterr().err
         assert main(["weights", "fetch"]) == 1
         assert "option offline (XR_ANYSAT_OFFLINE) forbids its download" in capsys.readouterr().err
         assert main(["embed", *NOWHERE, "--out", str(tmp_path / "x.zarr")]) == 1
@@ -595,13 +595,13 @@ def test_other_weights(formula_tiny, capsys):
 
 
 def test_lines_now_and_then(monkeypatch, capsys):
-    """Where nobody watches, a line a while and one in the end."""
+    """Without a terminal: a line now and then, and one at the end."""
     monkeypatch.setattr(cli, "QUIET_SECONDS", 0.0)
     with cli._progress(400) as show:
         for done in (1, 2, 4):
             show(done, 4)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "1 of 4 blocks are there from an earlier run"
+    assert said[0] == "1 of 4 blocks are finished from an earlier run"
     assert [line.split(",")[0] for line in said[1:]] == ["1 of 4 blocks", "2 of 4 blocks", "4 of 4 blocks"]
     monkeypatch.setattr(cli, "QUIET_SECONDS", 1e9)
     with cli._progress(400) as show:
@@ -611,7 +611,7 @@ def test_lines_now_and_then(monkeypatch, capsys):
 
 
 def test_signals_that_are_ignored_stay_so():
-    """As a shell has it for what runs in the background of a script."""
+    """A shell sets this for processes in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with cli._signals():
@@ -623,7 +623,7 @@ def test_signals_that_are_ignored_stay_so():
 
 
 def test_signals_belong_to_the_main_thread():
-    """Called from another thread, it works, and leaves signals alone."""
+    """Called from another thread, it works and does not change signal handlers."""
     codes = []
     thread = threading.Thread(target=lambda: codes.append(main(["--version"])))
     thread.start()
