@@ -224,7 +224,7 @@ def test_a_module_called_like_upstreams(output: str) -> None:
     np.testing.assert_allclose(got.values, want.values, rtol=1e-5, atol=1e-5)
     with pytest.raises(xr_anysat.CubeError, match="takes only complete windows of 12 × 12 pixels"):
         small_cube(height=24, width=24).anysat.embed(**{**options, "frames": None}, model=module)
-    with pytest.raises(xr_anysat.CubeError, match="a window of 10 × 12 pixels"):
+    with pytest.raises(xr_anysat.CubeError, match="a window has 10 × 12 pixels"):
         cube.isel(y=slice(22)).anysat.embed(**options, model=module)
 
 

@@ -94,31 +94,31 @@ def test_a_crop_has_the_same_windows_and_patches(
     cols=axes,
     tile=sides,
     pixel_bytes=st.sampled_from([0.5, 40.0, 3072.0]),
-    limit=st.integers(1, 10_000_000),
-    at_least=st.integers(1, 40),
+    max_bytes=st.integers(1, 10_000_000),
+    min_blocks=st.integers(1, 40),
 )
 @QUICK
 def test_blocks_keep_to_their_limits_and_are_no_smaller_than_they_need(
-    rows: PixelRange, cols: PixelRange, tile: int, pixel_bytes: float, limit: int, at_least: int
+    rows: PixelRange, cols: PixelRange, tile: int, pixel_bytes: float, max_bytes: int, min_blocks: int
 ) -> None:
     down, across = rows.covering_cells(tile)[1], cols.covering_cells(tile)[1]
 
     def allowed(side: int) -> bool:
-        small_enough = (side * tile) ** 2 * pixel_bytes <= limit
-        return small_enough and -(-down // side) * -(-across // side) >= at_least
+        small_enough = (side * tile) ** 2 * pixel_bytes <= max_bytes
+        return small_enough and -(-down // side) * -(-across // side) >= min_blocks
 
-    side = block_side(rows, cols, tile, pixel_bytes=pixel_bytes, limit=limit, at_least=at_least)
+    side = block_side(rows, cols, tile, pixel_bytes=pixel_bytes, max_bytes=max_bytes, min_blocks=min_blocks)
     assert 1 <= side <= max(down, across)
     assert side == 1 or allowed(side)
     assert side == max(down, across) or not allowed(side + 1)
 
 
 @pytest.mark.parametrize(
-    ("limit", "at_least", "want"), [(40 * 48**2, 1, 2), (40 * 48**2 - 1, 1, 1), (10**9, 4, 9)]
+    ("max_bytes", "min_blocks", "want"), [(40 * 48**2, 1, 2), (40 * 48**2 - 1, 1, 1), (10**9, 4, 9)]
 )
-def test_limits_may_be_reached(limit: int, at_least: int, want: int) -> None:
+def test_limits_may_be_reached(max_bytes: int, min_blocks: int, want: int) -> None:
     axis = PixelRange(0, 240)  # 10 × 10 windows
-    assert block_side(axis, axis, 24, pixel_bytes=40, limit=limit, at_least=at_least) == want
+    assert block_side(axis, axis, 24, pixel_bytes=40, max_bytes=max_bytes, min_blocks=min_blocks) == want
 
 
 @pytest.mark.parametrize(

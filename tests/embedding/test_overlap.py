@@ -212,8 +212,8 @@ def test_nothing_observed_is_nan() -> None:
             r"half a window is overlap=4",
         ),
         ({"overlap": 8}, r"overlap=8 pixels: expected a multiple of the patch side, 1 pixels, up to 7"),
-        ({"overlap": 4, "output": "tile"}, r"overlap=4 with output='tile': only the patches of windows"),
-        ({"overlap": 4, "output": "local"}, r"overlap=4 with output='local': only the patches of windows"),
+        ({"overlap": 4, "output": "tile"}, r"overlap=4 with output='tile': only patches are blended"),
+        ({"overlap": 4, "output": "local"}, r"overlap=4 with output='local': only patches are blended"),
         ({"overlap": 4, "resize": 16}, r"overlap=4 with resize=16: the whole cube is one window"),
         (
             {"overlap": 4, "norm": "per_window_zscore"},

@@ -244,8 +244,11 @@ def test_windows_that_overlap() -> None:
     tokens = 4 * 768 * ((288 + 24) ** 2 + 288**2)  # around a block, and its sums
     assert half.memory_working - apart.memory_working == tokens
     assert "801 × 801 of 24 × 24 pixels, 12 of them shared with the next, for 9,600 × 9,600" in repr(half)
-    assert "are re-cut: windows reach 12 pixels into the blocks beside; the frames of one are" in half.why[1]
-    assert half.why[0] == "24 × 24 windows a block: the most under 256 MiB of output"
+    assert (
+        "are rechunked: windows extend 12 pixels into adjacent blocks; the frames of one chunk have"
+        in half.why[1]
+    )
+    assert half.why[0] == "24 × 24 windows per block: the most under 256 MiB of output"
     assert "overlap" not in repr(apart)
 
 
@@ -303,7 +306,7 @@ def test_bins_without_acquisitions_are_named(empty: str) -> None:
     assert p.empty_bins == ("2022-07-02/2022-10-01", "2022-10-01/2023-01-01")
     assert want[0] not in p.empty_bins
     assert p.n_obs == ((1, 2) if empty == "drop" else (1, 2, 0, 0))
-    assert ("dropped: 2022-07-02" if empty == "drop" else "copies of their neighbours: 2022-07-02") in repr(p)
+    assert ("dropped: 2022-07-02" if empty == "drop" else "copies of their neighbors: 2022-07-02") in repr(p)
     made = cube.anysat.frames(4, period="2022", empty=empty).anysat.plan(None, **TINY)
     assert (made.empty_bins, made.n_obs, made.doy) == (p.empty_bins, p.n_obs, p.doy)
     assert made.acquisitions == len(p.doy)
@@ -329,16 +332,16 @@ def test_datasets_and_arrays_and_chunks_give_the_same_plan() -> None:
 @pytest.mark.parametrize(
     ("cube", "options", "why"),
     [
-        (granules(9600), {}, "6 × 6 windows a block: the most under 64 MiB of output"),
-        (granules(9600), {"patch_size": 40, "tile": 64}, "7 × 7 windows a block: the most under 64 MiB of input"),
-        (granules(480), {}, "2 × 2 windows a block: the most that make at least 64 blocks of the cube"),
-        (granules(480), {"overlap": 12}, "13 × 13 windows a block: the most that make at least 16 blocks of the cube"),
-        (granules(72), {}, "1 × 1 windows a block: there are 9 windows, and 64 blocks are expected"),
-        (granules(24), {}, "one block, for the cube is one window"),
+        (granules(9600), {}, "6 × 6 windows per block: the most under 64 MiB of output"),
+        (granules(9600), {"patch_size": 40, "tile": 64}, "7 × 7 windows per block: the most under 64 MiB of input"),
+        (granules(480), {}, "2 × 2 windows per block: the most that leave at least 64 blocks"),
+        (granules(480), {"overlap": 12}, "13 × 13 windows per block: the most that leave at least 16 blocks"),
+        (granules(72), {}, "1 × 1 windows per block: the cube has 9 windows, fewer than the 64 blocks to aim for"),
+        (granules(24), {}, "one block, because the cube is one window"),
         (
             granules(4096),
             {"patch_size": 160, "tile": 512, "output": "dense"},
-            "1 × 1 windows a block, though the output of one is 1.5 GiB: a window cannot be cut",
+            "1 × 1 windows per block, although its output has 1.5 GiB: a window cannot be divided",
         ),
     ],
 )  # fmt: skip
@@ -352,42 +355,42 @@ def test_blocks_say_why(cube: xr.DataArray, options: dict[str, Any], why: str) -
         (
             granules(9600, 288),
             {},
-            "the cube's chunks (time 1, band 10, y 288, x 288) fit: each block lies in one; the frames of one are "
-            "25.3 MiB",
+            "the cube's chunks (time 1, band 10, y 288, x 288) fit: each block is within one chunk; the frames of "
+            "one chunk have 25.3 MiB",
         ),
-        (granules(9600, 144), {}, "the cube's chunks (time 1, band 10, y 144, x 144) fit: each goes into one block"),
+        (granules(9600, 144), {}, "the cube's chunks (time 1, band 10, y 144, x 144) fit: each is within one block"),
         (
             granules(9600, 2880),
             {},
-            "the cube's chunks (time 1, band 10, y 2880, x 2880) fit: each block lies in one; the frames of one are "
-            "2.47 GiB",
+            "the cube's chunks (time 1, band 10, y 2880, x 2880) fit: each block is within one chunk; the frames of "
+            "one chunk have 2.47 GiB",
         ),
         (
             granules(9600, 1000),
             {},
-            "the cube's chunks (time 1, band 10, y 1000, x 1000) are re-cut: 1,125 blocks take pixels of several; the "
-            "frames of one are 305 MiB, and up to 398 MiB wait for the chunks below (0 B if chunks were 144 pixels, "
-            "or a multiple, on a side)",
+            "the cube's chunks (time 1, band 10, y 1000, x 1000) are rechunked: 1,125 blocks need pixels of several "
+            "chunks; the frames of one chunk have 305 MiB, and up to 398 MiB are kept until the chunks below are read "
+            "(0 B with chunks of 144 pixels, or a multiple, per side)",
         ),
         (
             granules(
                 9600, 1000, y=-10.0 * np.arange(500_004, 509_604) - 5, x=10.0 * np.arange(60_004, 69_604) + 5
             ).odc.assign_crs(32632),
             {},
-            "the cube's chunks (time 1, band 10, y 1000, x 1000) are re-cut: 1,125 blocks take pixels of several; the "
-            "frames of one are 305 MiB, and up to 410 MiB wait for the chunks below (35.2 MiB if chunks were 144 "
-            "pixels, or a multiple, on a side)",
+            "the cube's chunks (time 1, band 10, y 1000, x 1000) are rechunked: 1,125 blocks need pixels of several "
+            "chunks; the frames of one chunk have 305 MiB, and up to 410 MiB are kept until the chunks below are read "
+            "(35.2 MiB with chunks of 144 pixels, or a multiple, per side)",
         ),
         (
             granules(9600, 1000),
             {"resize": 24},
-            "the cube's chunks (time 1, band 10, y 1000, x 1000) are put together, for it is resampled as a whole",
+            "the cube's chunks (time 1, band 10, y 1000, x 1000) are merged, because the cube is resampled as a whole",
         ),
         (
             small_cube(),
             {},
-            "the cube is not lazy: its blocks are computed now, and all 213 KiB of frames and 2.29 MiB of embeddings "
-            "are in memory beside them",
+            "the cube is not lazy: embed() computes its blocks immediately, and keeps all 213 KiB of frames and "
+            "2.29 MiB of embeddings in memory",
         ),
     ],
 )  # fmt: skip
@@ -460,13 +463,13 @@ def test_options_are_those_of_embed() -> None:
         cube.anysat.plan(2, "2022")
     with pytest.raises(OptionError, match="codec='int4': expected None"):
         cube.anysat.plan(2, codec="int4", **TINY)
-    with pytest.raises(OptionError, match=r"tile=24 pixels is no multiple of the patch side"):
+    with pytest.raises(OptionError, match=r"tile=24 pixels is not a multiple of the patch side"):
         cube.anysat.plan(2, patch_size=50, **TINY)
     with pytest.raises(xr_anysat.CubeError, match="missing B12"):
         cube.isel(band=slice(9)).anysat.plan(2, **TINY)
     with pytest.raises(xr_anysat.CubeTypeError, match="a ndarray: wanted an xarray DataArray"):
         xr_anysat.plan(cube.values, 2, **TINY)
-    with pytest.warns(AnySatWarning, match="4096 patches a window"):
+    with pytest.warns(AnySatWarning, match="4096 patches per window"):
         cube.anysat.plan(2, tile=64, **TINY)
 
 
@@ -508,12 +511,12 @@ def test_text_and_table_tell_the_same() -> None:
         "base, random:0 weights, device auto",
         "8 of 2022-01-01/2023-01-01, made of 60 acquisitions days of the year 22 68 113 159 205 250 296 342",
         "458 × 458 of 24 × 24 pixels, for 10,980 × 10,980 pixels",
-        "77 × 77 = 5,929 6 × 6 windows a block: the most under 64 MiB of output",
+        "77 × 77 = 5,929 6 × 6 windows per block: the most under 64 MiB of output",
         "patch, (D: 768, y: 10,980, x: 10,980) float32 chunks of 768 × 144 × 144, cells of 10 m, a <CRS> & more",
         "37.3 PFLOP, less where pixels are missing",
         "135 GiB twice: for the statistics of per_tile_zscore",
         "86.7 GiB at most: int8 and a float32 scale per cell, before compression",
-        '5 h 22 min on this machine, 6,247 pixels a second, the model alone <b> & "c"',
+        '5 h 22 min on this machine, 6,247 pixels/s, the model alone <b> & "c"',
     ):
         assert told in words
     page = p._repr_html_()
@@ -554,11 +557,11 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
     told = (
         r"this cube is not lazy, so its embedding is computed now, and 256 KiB of float32 do not fit into the 128 KiB "
         r"of memory here: make it lazy, cube\.chunk\(y=2048, x=2048\), and write the embedding block by block with "
-        r"emb\.anysat\.to_zarr\(store, codec='int8'\), which takes a quarter of that, or ask for less: patch_size=40 "
-        r"makes one cell of 16 pixels"
+        r"emb\.anysat\.to_zarr\(store, codec='int8'\), which takes a quarter of that, or request fewer cells: "
+        r"patch_size=40 has one cell per 16 pixels"
     )
     p = cube.anysat.plan(2, **TINY)
-    with pytest.warns(AnySatWarning, match=told + r"\. cube\.anysat\.plan\(\.\.\.\) tells"):
+    with pytest.warns(AnySatWarning, match=told + r"\. cube\.anysat\.plan\(\.\.\.\) reports"):
         cube.anysat.embed(2, **TINY)
     with pytest.warns(AnySatWarning, match=told):  # the grid is there before it is pooled
         cube.anysat.embed(2, pool="mean", **TINY)
@@ -567,9 +570,9 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert str(seen[0].message) == p.warnings[0]
     lazy = cube.chunk(time=1).anysat.plan(2, output="dense", **TINY)
     assert lazy.warnings[0] == (
-        "512 KiB of float32 do not fit into the 128 KiB of memory here: in place of .compute(), write the embedding "
-        "block by block with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that, or ask for less: "
-        "output='patch' and patch_size=40 make one cell of 16 pixels"
+        "512 KiB of float32 do not fit into the 128 KiB of memory here: instead of .compute(), write the embedding "
+        "block by block with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that, or request fewer "
+        "cells: output='patch' with patch_size=40 has one cell per 16 pixels"
     )
     assert lazy.warnings[1].startswith("a worker needs ")
     assert "warnings" in repr(lazy)
@@ -582,7 +585,7 @@ def test_a_lazy_country_is_warned_about() -> None:
     cube = granules(14_400)
     told = (
         r"an embedding of 1\.16 TiB of float32: write it block by block with emb\.anysat\.to_zarr\(store, "
-        r"codec='int8'\), which takes a quarter of that, or ask for less: output='patch' and patch_size=40 make"
+        r"codec='int8'\), which takes a quarter of that, or request fewer cells: output='patch' with patch_size=40"
     )
     with pytest.warns(AnySatWarning, match=told):
         cube.anysat.embed(output="dense", weights="random")
@@ -591,7 +594,7 @@ def test_a_lazy_country_is_warned_about() -> None:
     assert p.warnings[0].startswith("an embedding of 1.16 TiB of float32: write it")
     cube.anysat.embed(patch_size=40, tile=64, weights="random")
     cube.anysat.embed(output="dense", pool="mean", weights="random")
-    assert "ask for less" not in cube.anysat.plan(patch_size=40, weights="random").warnings[0]
+    assert "fewer cells" not in cube.anysat.plan(patch_size=40, weights="random").warnings[0]
 
 
 def test_machines_that_do_not_tell_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,7 +639,7 @@ def test_weights_that_are_not_here_are_not_waited_for(monkeypatch: pytest.Monkey
     )
     p = small_cube(height=4, width=4).anysat.plan(2, calibrate=True, device="cpu")
     assert p.timed.endswith(
-        "; with random weights, for the official ones are not here yet, which takes as long"
+        "; with random weights, which take as long, because the official ones are not on this machine"
     )
     assert p.weights == "official"
     with pytest.raises(xr_anysat.DeviceError, match="cuda:99"):
@@ -655,8 +658,8 @@ def test_modules_called_like_upstreams() -> None:
     assert p.timed.startswith("12 × 12 pixels")
     cut = cube.isel(x=slice(20)).anysat.plan(**options, anchor="cube", model=module)
     assert cut.warnings == (
-        "the module handed in as model= takes complete windows only, and the cube's ends cut some: crop the cube to "
-        "whole windows of 12 pixels, with anchor='cube'",
+        "the module passed as model= takes complete windows only, and the ends of the cube cut some: crop the cube "
+        "to whole windows of 12 pixels, with anchor='cube'",
     )
     ours = xr_anysat.load_model("tiny", weights="random", device="cpu")
     assert cube.anysat.plan(**options, model=ours).flop == cube.anysat.plan(**options, **TINY).flop

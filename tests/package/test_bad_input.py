@@ -258,7 +258,7 @@ ROWS = [
     ),
     # patch and window
     *(
-        option("patch_size", v, r"patch_size=.*: expected a positive multiple of 10 \(metres")
+        option("patch_size", v, r"patch_size=.*: expected a positive multiple of 10 \(meters")
         for v in (0, 15, -10, 25.0, True, "10", np.nan, np.inf, None)
     ),
     *(
@@ -268,7 +268,7 @@ ROWS = [
     option(
         "tile",
         25,
-        r"tile=25 pixels is no multiple of the patch side, 2 pixels \(patch_size=20 m\): use tile=24 or 26",
+        r"tile=25 pixels is not a multiple of the patch side, 2 pixels \(patch_size=20 m\): use tile=24 or 26",
         patch_size=20,
     ),
     option("tile", 1, "use tile=3$", patch_size=30),
@@ -280,7 +280,7 @@ ROWS = [
     option(
         "resize",
         5,
-        "resize=5 pixels is no multiple of the patch side, 2 pixels.*use resize=4 or 6",
+        "resize=5 pixels is not a multiple of the patch side, 2 pixels.*use resize=4 or 6",
         patch_size=20,
     ),
     *(option("batch", v, "batch=.*: expected a positive whole number, or None") for v in (0, -1, 1.5, True)),
@@ -467,7 +467,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, content: bytes) -> None:
 
 def test_many_patches_a_window_are_warned_of() -> None:
     with pytest.warns(
-        AnySatWarning, match=r"1600 patches a window \(tile=40 px of 10 m patches\).*at most 1024"
+        AnySatWarning, match=r"1600 patches per window \(tile=40 px, patches of 10 m\).*at most 1024"
     ):
         xr_anysat.embed(unreadable(placed()), 2, tile=40, **TINY)
     xr_anysat.embed(unreadable(placed()), 2, tile=32, **TINY)
@@ -492,7 +492,7 @@ def test_warnings_point_at_the_callers_line(call: Callable[[xr.DataArray], Any])
 @pytest.mark.parametrize("output", ["patch", "dense", "local", "tile"])
 def test_nothing_valid_is_nan_with_a_warning(output: str) -> None:
     cube = placed() * 0
-    with pytest.warns(AnySatWarning, match=r"nothing valid in this cube: every embedding is NaN .*nodata="):
+    with pytest.warns(AnySatWarning, match=r"nothing valid in this cube: every embedding is NaN.*nodata="):
         emb = xr_anysat.embed(cube, 2, output=output, **TINY)
     assert emb.sizes["D"] == (512 if output == "dense" else 256)
     assert np.isnan(emb).all()

@@ -243,7 +243,7 @@ def test_options_that_do_not_fit_the_area(area, tmp_path, capsys):
         assert main([*command, *area.options, "--period", "2019"]) == 2
         assert "error: no acquisition between 2019-01-01 and 2020-01-01" in capsys.readouterr().err
     assert main(["embed", *area.options, "--patch-size", "70", *out]) == 2
-    assert "tile=24 pixels is no multiple of the patch side" in capsys.readouterr().err
+    assert "tile=24 pixels is not a multiple of the patch side" in capsys.readouterr().err
 
 
 def test_bad_usage_of_a_process(alone):

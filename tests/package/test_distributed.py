@@ -497,8 +497,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_goes_on(embed_cramped: Any) -> 
     assert asked == [8, 4, 2, 2, 2, 2, 1]
     np.testing.assert_array_equal(got.values, want.values)
     message = (
-        r"cpu has not the memory for {} windows a forward \(CUDA out of memory. Tried to allocate 2.00 GiB.\): it "
-        "goes on with {}, which changes nothing but rounding. batch={} starts with that"
+        r"cpu does not have enough memory for {} windows per forward pass \(CUDA out of memory. Tried to allocate "
+        r"2.00 GiB.\). It continues with {}, which changes nothing but rounding. Pass batch={} to start with that"
     )
     for warning, windows in zip(said, (8, 4), strict=True):
         assert re.match(message.format(windows, windows // 2, windows // 2), str(warning.message))
@@ -507,7 +507,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_goes_on(embed_cramped: Any) -> 
 def test_what_fits_is_remembered(embed_cramped: Any) -> None:
     want, asked = embed_cramped(48, room=1, batch=1, least=2)
     assert asked == [1] * 16
-    with pytest.warns(AnySatWarning, match="it goes on with 1") as said:
+    with pytest.warns(AnySatWarning, match="It continues with 1") as said:
         got, asked = embed_cramped(48, room=1, batch=8, least=2)  # blocks of 1, 3, 3 and 9 windows
     assert sorted(asked) == [1] * 16 + [max(asked)]
     assert len(said) == 1
@@ -517,8 +517,8 @@ def test_what_fits_is_remembered(embed_cramped: Any) -> None:
 def test_a_window_that_does_not_fit_is_an_error_that_says_what_helps() -> None:
     model = Cramped(xr_anysat.load_model("tiny", weights="random", device="cpu"), 0)
     message = (
-        r"cpu has not the memory for one window of 12 × 12 pixels and 2 frames \(CUDA out of memory. Tried to "
-        r"allocate 2.00 GiB.\). Pass a smaller tile, a larger patch_size, fewer frames or precision='bfloat16'"
+        r"cpu does not have enough memory for one window of 12 × 12 pixels and 2 frames \(CUDA out of memory. "
+        r"Tried to allocate 2.00 GiB.\). Pass a smaller tile, a larger patch_size, fewer frames or precision='bfloat16'"
     )
     cube = small_cube(height=12, width=12, gaps=0)
     with pytest.raises(DeviceError, match=message):

@@ -46,7 +46,12 @@ MIN_BLOCKS = 64
 """Least number of blocks of a cube that has that many windows: workers idle while the last blocks finish."""
 
 OVERLAP_BLOCK_FACTOR = 4
-"""Blocks of overlapping windows are this many times larger, because windows on a border are computed by both blocks."""
+"""Blocks of overlapping windows are this much larger, because both blocks compute the windows on their border."""
+
+
+def frame_bytes(dates: int, pixels: int) -> int:
+    """Return the bytes of float32 frames of ten bands."""
+    return dates * len(BANDS) * 4 * pixels
 
 
 def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec) -> Any:
@@ -91,16 +96,16 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How blocks cut a cube: for both ways to encode, and for :func:`xr_anysat.plan`.
+    """How a cube is cut into blocks; used by both encoders and by :func:`xr_anysat.plan`.
 
     Attributes
     ----------
     windows : int
-        Windows on the side of a block; of overlapping ones, those that start in it.
+        Windows on the side of a block. Overlapping windows belong to the block in which they start.
     down, across : tuple of int
         Pixels of the blocks along y and x.
     down_cells, across_cells : tuple of int
-        Cells of the blocks along y and x: the chunks of the output.
+        Cells of the blocks along y and x, which are the chunks of the output.
     """
 
     windows: int
@@ -112,28 +117,25 @@ class BlockLayout:
 
 def block_layout(rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int) -> BlockLayout:
     """Cut a cube of these rows and columns into blocks of whole windows."""
-    limit, at_least = block_limits(settings)
-    most = max(pixel_bytes(settings, dates))
-    windows = block_side(rows, cols, settings.stride, pixel_bytes=most, limit=limit, at_least=at_least)
+    max_bytes, min_blocks = block_limits(settings)
+    windows = block_side(
+        rows, cols, settings.stride, pixel_bytes=max(pixel_bytes(settings, dates)), max_bytes=max_bytes,
+        min_blocks=min_blocks,
+    )  # fmt: skip
     down, across = rows.blocks(settings.stride, windows), cols.blocks(settings.stride, windows)
-    return BlockLayout(
-        windows,
-        down,
-        across,
-        cell_chunks(rows, down, settings.cell),
-        cell_chunks(cols, across, settings.cell),
-    )
+    cells = cell_chunks(rows, down, settings.cell), cell_chunks(cols, across, settings.cell)
+    return BlockLayout(windows, down, across, *cells)
 
 
 def pixel_bytes(settings: BlockSpec, dates: int) -> tuple[float, float]:
-    """Bytes per pixel in the frames and in the embedding of a block."""
-    return dates * len(BANDS) * 4.0, settings.channels * 4 / settings.cell**2
+    """Return the bytes per pixel of the frames and of the embedding of a block."""
+    return float(frame_bytes(dates, 1)), settings.channels * 4 / settings.cell**2
 
 
 def block_limits(settings: BlockSpec) -> tuple[int, int]:
-    """Most bytes per block, and the least number of blocks of a cube that has that many windows."""
-    larger = OVERLAP_BLOCK_FACTOR if settings.overlap else 1
-    return BLOCK_BYTES * larger, MIN_BLOCKS // larger
+    """Return the most bytes per block, and the least number of blocks of a cube with at least that many windows."""
+    factor = OVERLAP_BLOCK_FACTOR if settings.overlap else 1
+    return BLOCK_BYTES * factor, MIN_BLOCKS // factor
 
 
 def encode_block(
@@ -144,9 +146,9 @@ def encode_block(
     *,
     settings: BlockSpec,
 ) -> np.ndarray:
-    """One block, (T, 10, h, w) float32 to (D, h cells, w cells) float32.
+    """Embed one block of frames (T, 10, h, w) float32: (D, h cells, w cells) float32.
 
-    `rows` (h,) and `cols` (w,) are the pixels' numbers on the lattice.
+    `rows` (h,) and `cols` (w,) are the numbers of the pixels on the lattice.
     """
     valid = observed(frames)
     check_values(frames, valid, offset_decided=settings.offset_decided)
@@ -158,28 +160,29 @@ def encode_block(
     with exclusive_encoder(settings.spec) as model:
 
         def run(part: list[WindowPosition], device: torch.device) -> list[torch.Tensor]:
-            window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, settings)
+            pixels, doy, mask = window_tensors(frames, valid, stats, y, x, part, device, settings)
             origin = (part[0][0].first_patch, part[0][1].first_patch)
             with autocast_for(device, settings.spec):
-                return [call_model(model, window, doy, there, origin, settings).float()]
+                return [call_model(model, pixels, doy, mask, origin, settings).float()]
 
         for (i, j), (cells,) in run_in_batches(observed_windows(valid, y, x, settings), run, model, settings):
             if settings.output == "tile":
                 out[:, i.window - y_first, j.window - x_first] = cells
             elif settings.output == "patch":
-                at = (
+                down, across = (
                     patches(span, settings).slice_of(axis.grid(settings.side))
                     for span, axis in ((i, y), (j, x))
                 )
-                out[:, *at] = np.moveaxis(cells, -1, 0)
+                out[:, down, across] = np.moveaxis(cells, -1, 0)
             else:
-                out[:, i.pixels.slice_of(y), j.pixels.slice_of(x)] = np.moveaxis(
-                    crop_to_cube(cells, i, j, settings), -1, 0
-                )
+                cells = crop_to_cube(cells, i, j, settings)
+                out[:, i.pixels.slice_of(y), j.pixels.slice_of(x)] = np.moveaxis(cells, -1, 0)
     return out
 
 
 def warn_if_empty(values: Any) -> None:
     """Warn if a computed result is NaN everywhere."""
     if isinstance(values, np.ndarray) and values.size and np.isnan(values).all():
-        warn("nothing valid in this cube: every embedding is NaN (is nodata= right, is the mask too wide?)")
+        warn(
+            "nothing valid in this cube: every embedding is NaN. Check nodata=, and whether the mask is too large"
+        )

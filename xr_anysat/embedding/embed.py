@@ -1,4 +1,4 @@
-"""`embed`: a Sentinel-2 cube in, a georeferenced embedding cube out, with a record of how."""
+"""`embed`: from a Sentinel-2 cube to a georeferenced embedding cube with its record."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def embed(
 ) -> xr.DataArray:
     """Embed a Sentinel-2 cube with AnySat.
 
-    What was not observed takes no part: a missing pixel, date or patch is left out of statistics and
-    of attention, as if the cube had never held it. A place with nothing observed comes out NaN.
+    Missing pixels, dates and patches are left out of statistics and of attention, as if the cube did not
+    contain them. Cells without any observation are NaN.
 
     Parameters
     ----------
@@ -60,72 +60,74 @@ def embed(
         Sentinel-2 surface reflectance as digital numbers (reflectance × 10 000, without the +1000
         offset), any integer or float dtype: a DataArray ``(time, band, y, x)`` with band names in any
         of the usual spellings, or a Dataset with one variable per band; from odc-stac, stackstac, xee,
-        rioxarray or by hand. Pixels of 10 m in a projected CRS, or no CRS at all.
+        rioxarray or your own code. Pixels of 10 m in a projected CRS, or without a CRS.
     frames : int or None, default 8
-        Bins that the period is cut into, each composed to one frame. None: every acquisition is a
-        frame with its own date, and so are the frames that :func:`xr_anysat.frames` made.
+        Number of bins of the period, each composed to one frame. None: every acquisition, or every
+        frame of :func:`xr_anysat.frames`, is a frame with its own date.
     period, reduce, empty, doy, doy_base, fill_value
         See :func:`xr_anysat.frames`.
     bands, nodata
         See :func:`xr_anysat.cube.reading.read_cube`.
     norm : str or Statistics, default "per_tile_zscore"
-        ``"per_tile_zscore"``: by the statistics of this cube. ``"per_window_zscore"``: of each
+        Normalization of digital numbers, which are first clipped to 0..10 000.
+        ``"per_tile_zscore"``: by the statistics of this cube. ``"per_window_zscore"``: by those of each
         window. ``"unit_scale"`` (or ``"reflectance"``): divided by 10 000. ``"raw"`` (or ``"none"``):
-        as they are. ``"pastis"``, ``"treesatai"``: constants of the training sets. Or what
-        :func:`xr_anysat.statistics` gave. Digital numbers are clipped to 0..10 000 before.
+        unchanged. ``"pastis"``, ``"treesatai"``: by constants of the training sets. Or the result of
+        :func:`xr_anysat.statistics`.
     patch_size : int, default 10
-        Side of a patch in metres, a positive multiple of 10.
+        Side of a patch in meters, a positive multiple of 10.
     tile : int, default 24
-        Side of a window in pixels, a multiple of the patch's. A window is what the model sees at
-        once. For maps, ``patch_size=40, tile=64`` is nearer to what AnySat was trained on.
+        Side of a window in pixels, a multiple of the side of a patch. A window is what the model sees
+        at once. For maps, ``patch_size=40, tile=64`` is closer to the training of AnySat.
     overlap : int, default 0
-        Pixels that a window shares with the next, a multiple of the patch's side and less than `tile`:
-        windows then start every ``tile - overlap`` pixels, and a patch's token is the mean of those it
-        has in all its windows, by weights that fall to a window's border as a squared sine and sum to
-        one. Seams fade; half a `tile` takes each patch through four windows (docs/speed.md). For
-        ``patch`` and ``dense``.
+        Pixels that adjacent windows share, a multiple of the side of a patch and less than `tile`.
+        Windows then start every ``tile - overlap`` pixels, and the token of a patch is the weighted mean
+        over all its windows; weights fall towards the border of a window as a squared sine and sum to one.
+        Seams fade. With half a `tile`, each patch is in four windows (docs/speed.md). For ``patch`` and
+        ``dense``.
     anchor : {"auto", "grid", "cube"}
-        Where windows start: at the CRS origin, so that the same ground lies in the same window
-        whatever area is requested; or at the cube's own corner. ``"auto"`` is ``"cube"`` for a cube
-        that fits in one window or has no CRS.
+        Where windows start: at the CRS origin, so that the same ground is in the same window whatever
+        area is requested; or at the corner of the cube. ``"auto"`` is ``"cube"`` for a cube that fits
+        in one window or has no CRS, else ``"grid"``.
     resize : int, optional
-        Resample the whole (square) cube to this many pixels a side, bilinearly, and embed it as one
+        Resample the whole (square) cube bilinearly to this many pixels per side, and embed it as one
         window.
     output : {"patch", "dense", "local", "tile"}
-        ``patch``: a cell a patch. ``dense``: a cell a pixel, the patch's token and then the pixel's
-        own. ``local``: the pixel's own token only, which no window border can show in. ``tile``: a
-        cell a window.
+        ``patch``: one cell per patch. ``dense``: one cell per pixel, with the token of its patch followed
+        by its own. ``local``: one cell per pixel, with its own token only, which is free of seams between
+        windows. ``tile``: one cell per window.
     pool : {"mean", "max"}, optional
         Reduce over y and x, see :func:`xr_anysat.pool`.
     model : {"base", "small", "tiny"} or torch.nn.Module, default "base"
-        Size, or a module that is called like upstream's (complete windows only).
+        Size, or a module with the call signature of upstream's (complete windows only).
     weights : None, path, "random" or ("random", seed)
-        None (or ``"official"``): the published checkpoint, of ``"base"``. Random weights carry no
-        learned meaning and are never fallen back to.
+        None (or ``"official"``): the published checkpoint, which exists for ``"base"``. Random weights
+        have no learned meaning and are never used unless requested.
     device : str, default "auto"
-        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"auto"`` (a GPU if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     precision : {"float32", "bfloat16", "float16", "int8"}
-        What matrices are multiplied in.
+        Precision of matrix products.
     batch : int, optional
-        Windows per forward pass on an accelerator. A CPU takes windows one by one, which is as fast and
-        keeps results bit-identical.
+        Windows per forward pass on an accelerator. A CPU computes windows one by one, which is as fast
+        and keeps results bit-identical.
 
     Returns
     -------
     DataArray, (D, y, x) float32, or (D,) with `pool`
         Lazy if `cube` is. D is 768 for ``base`` (twice that for ``dense``). ``y`` and ``x`` are the
-        cells' centres; the CRS and the cube's scalar coords carry over. ``attrs`` hold all that is
-        needed to make it again; ``embed(cube, **json.loads(emb.attrs["config"]))`` does.
+        centers of the cells; the CRS and the scalar coords of the cube are kept. ``attrs`` contain
+        everything that is needed to compute it again:
+        ``embed(cube, **json.loads(emb.attrs["config"]))``.
 
     Raises
     ------
     CubeError, CubeTypeError
-        The cube cannot be read as Sentinel-2 (what only pixel values can tell, a lazy cube tells
-        when it is computed).
+        If the cube cannot be read as Sentinel-2. Pixel values of a lazy cube are checked when it is
+        computed.
     OptionError
-        An option is impossible.
+        If an option has an impossible value.
     WeightsError, DeviceError
-        The weights or the device are not there.
+        If the weights or the device are not available.
 
     Examples
     --------
@@ -150,29 +152,28 @@ def embed(
     resolved = resolve_options(cube, options)
     warning = size_warning(resolved, lazy=resolved.canonical.array.chunks is not None)
     if warning is not None:
-        warn(f"{warning}. cube.anysat.plan(...) tells what it takes")
+        warn(f"{warning}. cube.anysat.plan(...) reports time and memory")
 
     # Everything above used only metadata; NumPy cubes are read from here on
-    made = resolved.compose(resolved.canonical)
-    record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = resolved.with_days(made)
-    data = made.data if resolved.resize is None else resize_frames(made.data, resolved.resize)
+    composed = resolved.compose(resolved.canonical)
+    record = json.loads(composed.attrs[FRAMES_ATTR])
+    settings = resolved.with_days(composed)
+    data = composed.data if resolved.resize is None else resize_frames(composed.data, resolved.resize)
     lazy = not isinstance(data, np.ndarray)
     stats = None if resolved.statistics is None else resolved.statistics.array()
     if settings.norm == "per_tile_zscore":
         if lazy and resolved.needs_second_pass(data.nbytes):
-            again = resolved.compose(read_cube(read_again(cube), bands=bands, nodata=nodata))
-            stats = tile_statistics(again.data)
+            second = resolved.compose(read_cube(read_again(cube), bands=bands, nodata=nodata))
+            stats = tile_statistics(second.data)
         else:
             stats = tile_statistics(data)
-    encoded = (encode_overlapping if settings.overlap else encode_windows)(
-        data, stats, resolved.rows, resolved.cols, settings
-    )
+    encode = encode_overlapping if settings.overlap else encode_windows
+    encoded = encode(data, stats, resolved.rows, resolved.cols, settings)
     warn_if_empty(encoded)
 
     emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=resolved.coords)
     if resolved.geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
     config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
-    emb.attrs = embedding_attrs(made, record, config, settings.spec, stats, emb, lazy)
+    emb.attrs = embedding_attrs(composed, record, config, settings.spec, stats, emb, lazy)
     return emb if pool is None else pool_cells(emb, pool)

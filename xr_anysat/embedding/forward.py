@@ -1,4 +1,4 @@
-"""Batches of windows through the model, on one device at a time."""
+"""Run batches of windows through the model, one forward pass at a time per device."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ if TYPE_CHECKING:
     import torch
 
 FREE_SHARE = 0.8
-"""Of a GPU's free memory, what a forward may be expected to take: fragments, and libraries, need some too."""
+"""Share of a GPU's free memory that a forward pass may need; fragmentation and libraries take the rest."""
 
-_device_locks: dict[str, threading.Lock] = {}  # one a device, for one forward at a time
+_device_locks: dict[str, threading.Lock] = {}
 
-_batch_limits: dict[
-    tuple[str, BlockSpec], int
-] = {}  # windows a forward, for devices that had no memory for more
+# Windows per forward pass, for devices that ran out of memory with more
+_batch_limits: dict[tuple[str, BlockSpec], int] = {}
 
 
 @contextmanager
 def exclusive_encoder(spec: EncoderSpec) -> Iterator[Any]:
-    """The model, and its device for oneself, to compute a block."""
+    """Provide the model, and exclusive use of its device, to compute a block."""
     import torch
 
     model = get_encoder(spec)
-    turn = _device_locks.setdefault(str(_device(model)), threading.Lock())
+    lock = _device_locks.setdefault(str(_device(model)), threading.Lock())
     retain_freed_memory()
-    with turn, worker_torch_threads(), torch.inference_mode():
+    with lock, worker_torch_threads(), torch.inference_mode():
         yield model
 
 
@@ -53,13 +52,13 @@ def _device(model: Any) -> torch.device:
 def observed_windows(
     valid: np.ndarray, y: PixelRange, x: PixelRange, settings: BlockSpec
 ) -> list[list[WindowPosition]]:
-    """The windows of a block in which something was observed; those of one shape together."""
-    alike: dict[tuple[int, ...], list[WindowPosition]] = {}
+    """Return the windows of a block that have any observed pixel, grouped by shape."""
+    groups: dict[tuple[int, ...], list[WindowPosition]] = {}
     for i in spans(y, settings.tile, settings.side):
         for j in spans(x, settings.tile, settings.side):
-            if valid[:, i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start].any():
-                alike.setdefault((i.first_patch, i.n_patches, j.first_patch, j.n_patches), []).append((i, j))
-    return list(alike.values())
+            if valid[:, i.pixels.slice_of(y), j.pixels.slice_of(x)].any():
+                groups.setdefault((i.first_patch, i.n_patches, j.first_patch, j.n_patches), []).append((i, j))
+    return list(groups.values())
 
 
 def run_in_batches(
@@ -68,55 +67,53 @@ def run_in_batches(
     model: Any,
     settings: BlockSpec,
 ) -> Iterator[tuple[WindowPosition, tuple[Any, ...]]]:
-    """Windows and the arrays that `run` makes of each, given as many of one shape at a time as the memory lets.
+    """Yield each window with the arrays that `run` computes for it.
 
-    Results are waited for one batch later: while an accelerator computes, the next windows are cut and sent.
+    `run` receives windows of one shape, as many as fit into the memory of the device. Results are awaited one batch
+    later, so that the next windows are prepared and sent while an accelerator computes.
     """
     import torch
 
-    device, waiting = _device(model), None
-    for places in groups:
+    device, pending = _device(model), None
+    for windows in groups:
         done = 0
-        while done < len(places):
+        while done < len(windows):
             batch = _batch_limits.get((str(device), settings)) or _batch(settings, device)
-            part, found = places[done : done + batch], None
+            part, outputs = windows[done : done + batch], None
             try:
-                found = run(part, device)
+                outputs = run(part, device)
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition("\n")[0]
-            if found is None:  # after the except clause, where the error holds no tensors any more
+            if outputs is None:  # outside the except clause, where the error no longer holds tensors
                 _shrink_batch(device, settings, len(part), reason)
                 continue
             done += len(part)
-            before, waiting = waiting, (part, _fetched(found))
-            if before is not None:
-                yield from _one_by_one(*before)
-    if waiting is not None:
-        yield from _one_by_one(*waiting)
+            previous, pending = pending, _copy_to_host(part, outputs)
+            if previous is not None:
+                yield from previous()
+    if pending is not None:
+        yield from pending()
 
 
-def _fetched(found: Sequence[torch.Tensor | None]) -> Callable[[], list[Any]]:
-    """Start to copy tensors (B, ...) to the host; what is returned waits for them, and gives B arrays of each."""
+def _copy_to_host(
+    windows: list[WindowPosition], outputs: Sequence[torch.Tensor | None]
+) -> Callable[[], Iterator[tuple[WindowPosition, tuple[Any, ...]]]]:
+    """Start to copy tensors (B, ...) to the host; the returned function waits for them and pairs them with windows."""
     import torch
 
-    cuda = any(t is not None and t.is_cuda for t in found)
-    copies = [None if t is None else t.to("cpu", non_blocking=cuda) for t in found]
-    arrived = torch.cuda.Event() if cuda else None
-    if arrived is not None:
-        arrived.record()
+    cuda = any(t is not None and t.is_cuda for t in outputs)
+    copies = [None if t is None else t.to("cpu", non_blocking=cuda) for t in outputs]
+    copied = torch.cuda.Event() if cuda else None
+    if copied is not None:
+        copied.record()
 
-    def wait() -> list[Any]:
-        if arrived is not None:
-            arrived.synchronize()
-        return [repeat(None) if t is None else t.numpy() for t in copies]
+    def wait() -> Iterator[tuple[WindowPosition, tuple[Any, ...]]]:
+        if copied is not None:
+            copied.synchronize()
+        arrays = [repeat(None) if t is None else t.numpy() for t in copies]
+        return zip(windows, zip(*arrays, strict=False), strict=False)
 
     return wait
-
-
-def _one_by_one(
-    part: list[WindowPosition], arrays: Callable[[], list[Any]]
-) -> Iterator[tuple[WindowPosition, tuple[Any, ...]]]:
-    yield from zip(part, zip(*arrays(), strict=False), strict=False)
 
 
 def window_tensors(
@@ -129,42 +126,42 @@ def window_tensors(
     device: torch.device,
     settings: BlockSpec,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Normalized pixels (B, T, 10, H, W), days (T,) and validity (B, T, H, W) of windows of one shape.
+    """Return normalized pixels (B, T, 10, H, W), days (T,) and validity (B, T, H, W) of windows of one shape.
 
-    Validity is None where all was observed, so that the model need not ask the device.
+    Validity is None where everything was observed, so that the model does not have to query the device.
     """
     import torch
 
-    cut = [_crop_window(frames, valid, stats, y, x, i, j, settings) for i, j in part]
-    window, there = (np.stack(arrays) for arrays in zip(*cut, strict=True))
+    crops = [_crop_window(frames, valid, stats, y, x, i, j, settings) for i, j in part]
+    pixels, observed = (np.stack(arrays) for arrays in zip(*crops, strict=True))
     doy = torch.tensor(settings.doy)
     return (
-        to_device(window, device),
+        to_device(pixels, device),
         to_device(doy, device),
-        None if there.all() else to_device(there, device),
+        None if observed.all() else to_device(observed, device),
     )
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """An array on a device; to a GPU it is on its way, from memory that stays where it is."""
+    """Copy an array to a device; to a GPU from pinned memory, without waiting."""
     import torch
 
-    here = torch.as_tensor(array)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _shrink_batch(device: torch.device, settings: BlockSpec, windows: int, reason: str) -> None:
-    """Have forwards on this device, from now on, take half the windows that it had no memory for."""
+    """Halve the number of windows per forward pass on this device, which ran out of memory."""
     if windows == 1:
         raise DeviceError(
-            f"{device} has not the memory for one window of {settings.tile} × {settings.tile} pixels and "
+            f"{device} does not have enough memory for one window of {settings.tile} × {settings.tile} pixels and "
             f"{len(settings.doy)} frames ({reason}). Pass a smaller tile, a larger patch_size, fewer frames or "
-            "precision='bfloat16', or see that nothing else fills the device"
+            "precision='bfloat16', or stop other programs that use the device"
         )
     _batch_limits[str(device), settings] = windows // 2
     warn(
-        f"{device} has not the memory for {windows} windows a forward ({reason}): it goes on with {windows // 2}, "
-        f"which changes nothing but rounding. batch={windows // 2} starts with that"
+        f"{device} does not have enough memory for {windows} windows per forward pass ({reason}). It continues with "
+        f"{windows // 2}, which changes nothing but rounding. Pass batch={windows // 2} to start with that number"
     )
 
 
@@ -178,38 +175,37 @@ def _crop_window(
     j: Span,
     settings: BlockSpec,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalized pixels (T, 10, H, W) and validity (T, H, W) of what there is of one window.
+    """Return normalized pixels (T, 10, H, W) and validity (T, H, W) of one window, or of its part in the cube.
 
-    H and W are whole patches: pixels beyond the end of the cube are there as invalid ones.
+    H and W are whole patches; pixels outside the cube are zero and invalid.
     """
-    at = np.s_[..., i.start - y.start : i.stop - y.start, j.start - x.start : j.stop - x.start]
-    there = valid[at]
-    pixels = normalize(clip(frames[at], there), there, settings.norm, stats)
-    before = [_left_padding(i, settings), _left_padding(j, settings)]
+    at = np.s_[..., i.pixels.slice_of(y), j.pixels.slice_of(x)]
+    observed = valid[at]
+    pixels = normalize(clip(frames[at], observed), observed, settings.norm, stats)
     shape = [s.n_patches * settings.side for s in (i, j)]
     if shape == list(pixels.shape[2:]):
-        return pixels, there
-    inner = np.s_[..., before[0] : before[0] + there.shape[1], before[1] : before[1] + there.shape[2]]
-    whole = np.zeros((*pixels.shape[:2], *shape), np.float32)
-    whole_there = np.zeros((there.shape[0], *shape), bool)
-    whole[inner], whole_there[inner] = pixels, there
-    return whole, whole_there
+        return pixels, observed
+    inside = np.s_[..., _padded_slice(i, settings), _padded_slice(j, settings)]
+    padded = np.zeros((*pixels.shape[:2], *shape), np.float32)
+    padded_observed = np.zeros((observed.shape[0], *shape), bool)
+    padded[inside], padded_observed[inside] = pixels, observed
+    return padded, padded_observed
 
 
 def patches(span: Span, settings: BlockSpec) -> PixelRange:
-    """The patches of a window that there are, as an axis of patches."""
+    """Return the patches of a window that meet the cube, as a range of patches."""
     return PixelRange(span.window * (settings.stride // settings.side) + span.first_patch, span.n_patches)
 
 
 def crop_to_cube(cells: np.ndarray, i: Span, j: Span, settings: BlockSpec) -> np.ndarray:
-    """Of cells (H, W, D) of the pixels of whole patches, those that there are: patches reach over a cube's end."""
-    top, left = _left_padding(i, settings), _left_padding(j, settings)
-    return cells[top : top + i.stop - i.start, left : left + j.stop - j.start]
+    """Return the pixels in the cube of cells (H, W, D), which cover the pixels of whole patches."""
+    return cells[_padded_slice(i, settings), _padded_slice(j, settings)]
 
 
-def _left_padding(span: Span, settings: BlockSpec) -> int:
-    """Pixels of a span's first patch that lie before the cube."""
-    return span.start - span.window * settings.stride - span.first_patch * settings.side
+def _padded_slice(span: Span, settings: BlockSpec) -> slice:
+    """Return the position of a span's pixels within its whole patches, which may extend beyond the cube."""
+    start = span.start - span.window * settings.stride - span.first_patch * settings.side
+    return slice(start, start + span.stop - span.start)
 
 
 def call_model(
@@ -220,7 +216,7 @@ def call_model(
     origin: tuple[int, int],
     settings: BlockSpec,
 ) -> torch.Tensor:
-    """Run a batch of windows through our model, or through a module that is called like upstream's."""
+    """Run a batch of windows through our model, or through a module with upstream's signature."""
     from xr_anysat.model.anysat import AnySat
 
     if isinstance(model, AnySat):
@@ -232,9 +228,9 @@ def call_model(
     if valid is not None or window.shape[-2:] != (side, side):
         missing = 0 if valid is None else int((~valid).sum())
         raise CubeError(
-            f"a window of {window.shape[-2]} × {window.shape[-1]} pixels, {missing} of its observations "
-            f"missing: the module handed in as model= takes only complete windows of {side} × {side} pixels. Use "
-            "model='base' with weights=PATH, which leaves out what is missing, or crop the cube to whole windows"
+            f"a window has {window.shape[-2]} × {window.shape[-1]} pixels, {missing} of its observations "
+            f"missing: the module passed as model= takes only complete windows of {side} × {side} pixels. Use "
+            "model='base' with weights=PATH, which leaves missing observations out, or crop the cube to whole windows"
         )
     output = "dense" if settings.output == "local" else settings.output
     dates = doy[None].expand(len(window), -1)
@@ -243,25 +239,25 @@ def call_model(
 
 
 def _batch(settings: BlockSpec, device: torch.device) -> int:
-    """Windows a forward.
+    """Return the number of windows per forward pass.
 
-    On a CPU it is one: as fast as any, since a window's matrices are already large, and the rows of
-    a window then never share a matrix with others, which keeps results bit-identical. On a GPU as many as
-    fill it, if its free memory has room for them.
+    On a CPU it is one, which is as fast as more because the matrices of a window are already large, and keeps
+    results bit-identical because the rows of a window never share a matrix with those of another. On a GPU it is
+    the number that keeps it busy, if they fit into its free memory.
     """
     if device.type == "cpu":
         return 1
     if settings.batch:
         return settings.batch
-    most = windows_at_once(settings.tile, device.type)
-    if device.type != "cuda":  # others do not tell what is free
-        return most
-    room = FREE_SHARE * _free_bytes(device)
-    return bisect_right(range(2, most + 1), room, key=lambda n: _forward_bytes(settings, n)) + 1
+    maximum = windows_at_once(settings.tile, device.type)
+    if device.type != "cuda":  # other devices do not report their free memory
+        return maximum
+    free = FREE_SHARE * _free_bytes(device)
+    return bisect_right(range(2, maximum + 1), free, key=lambda n: _forward_bytes(settings, n)) + 1
 
 
 def _forward_bytes(settings: BlockSpec, windows: int) -> int:
-    """Memory that a forward of so many windows works in on an accelerator, in float32."""
+    """Return the bytes that a forward pass of this many windows needs on an accelerator, in float32."""
     return working_bytes(
         settings.spec.size, settings.output, dates=len(settings.doy), side=settings.side, tile=settings.tile,
         windows=windows, rows=ACCELERATOR_ROWS,
@@ -269,20 +265,20 @@ def _forward_bytes(settings: BlockSpec, windows: int) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that nobody uses, or that torch keeps for its next tensors."""
+    """Return the bytes of a GPU that are free, or that torch caches for its next tensors."""
     import torch
 
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def windows_at_once(tile: int, device: str) -> int:
-    """Windows of `tile` pixels that fill a device of this type."""
+    """Return the number of windows of `tile` pixels that keep a device of this type busy."""
     return 1 if device == "cpu" else max(1, (1 << 16) // tile**2)
 
 
 def autocast_for(device: torch.device, spec: EncoderSpec) -> Any:
-    """The precision of a module that was handed in; an encoder that we loaded has it from `get_encoder`."""
+    """Return the autocast context of a user's module; an encoder from `get_encoder` already has its precision."""
     import torch
 
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec.precision)

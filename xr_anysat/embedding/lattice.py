@@ -1,8 +1,8 @@
-"""Windows and patches on the pixel grid: pure integer arithmetic, one axis at a time.
+"""Windows and patches on the pixel grid: integer arithmetic only, one axis at a time.
 
-Pixels are numbered from the anchor: the CRS origin (rows grow southward, columns eastward) or the
-cube's own corner. Patches and windows start at multiples of their side in that numbering, so the
-same ground lies in the same patch and window whichever area is requested.
+Pixels are numbered from the anchor: the CRS origin (rows increase southward, columns eastward) or the
+corner of the cube. Patches and windows start at multiples of their side in that numbering, so the same
+ground is in the same patch and window whatever area is requested.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class PixelRange:
 
     @property
     def stop(self) -> int:
-        """Number of the pixel after the last."""
+        """Number of the pixel after the last one."""
         return self.start + self.size
 
     def covering_cells(self, side: int) -> tuple[int, int]:
-        """Number of the first cell of `side` pixels that the axis meets, and how many it meets."""
+        """Return the number of the first cell of `side` pixels that the range meets, and the count of such cells."""
         first = self.start // side
         return first, -(-self.stop // side) - first
 
     def grid(self, side: int) -> PixelRange:
-        """The cells of `side` pixels that the axis meets, as an axis of cells."""
+        """Return the cells of `side` pixels that the range meets, as a range of cells."""
         return PixelRange(*self.covering_cells(side))
 
     def slice_of(self, other: PixelRange) -> slice:
-        """Where another axis has what it shares with this one.
+        """Return the position within another range of what the two have in common.
 
         Examples
         --------
@@ -62,9 +62,9 @@ class PixelRange:
         return slice(start, max(start, min(self.stop - other.start, other.size)))
 
     def blocks(self, tile: int, windows: int) -> tuple[int, ...]:
-        """Pixels per block, for blocks of `windows` whole windows of `tile` pixels.
+        """Return the pixels per block, for blocks of `windows` windows of `tile` pixels.
 
-        Windows are whole but for those that the ends of the axis cut.
+        Windows are whole, except where the ends of the range cut them.
         """
         first, count = self.covering_cells(tile)
         edges = [first * tile + tile * i for i in range(0, count, windows)][1:]
@@ -72,17 +72,17 @@ class PixelRange:
         return tuple(b - a for a, b in pairwise(edges))
 
     def parts(self, sizes: tuple[int, ...]) -> list[PixelRange]:
-        """The axis in parts of these sizes, such as its blocks."""
+        """Split the range into parts of these sizes, such as its blocks."""
         return [PixelRange(self.start + end - n, n) for end, n in zip(accumulate(sizes), sizes, strict=True)]
 
 
 def hull(parts: list[PixelRange]) -> PixelRange:
-    """The range that adjacent parts of an axis cover together."""
+    """Return the range that adjacent parts of an axis cover together."""
     return PixelRange(parts[0].start, parts[-1].stop - parts[0].start)
 
 
 def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[int, ...]:
-    """Cells of `side` pixels per block: the chunks of the output along `axis`.
+    """Return the cells of `side` pixels per block, which are the chunks of the output along `axis`.
 
     Examples
     --------
@@ -94,16 +94,16 @@ def cell_chunks(axis: PixelRange, blocks: tuple[int, ...], side: int) -> tuple[i
 
 @dataclass(frozen=True)
 class Span:
-    """The part of one window that lies on an axis.
+    """The part of one window that is within an axis.
 
     Attributes
     ----------
     window : int
         Number of the window.
     start, stop : int
-        The existing pixels, numbered from the anchor.
+        Its pixels that exist, numbered from the anchor.
     first_patch, n_patches : int
-        The patches they lie in: the first one's place within the window, and how many.
+        Position within the window of the first patch that they are in, and the number of such patches.
     """
 
     window: int
@@ -114,25 +114,25 @@ class Span:
 
     @property
     def pixels(self) -> PixelRange:
-        """The existing pixels."""
+        """The pixels that exist."""
         return PixelRange(self.start, self.stop - self.start)
 
 
 def spans(
     axis: PixelRange, tile: int, side: int, *, stride: int | None = None, over: PixelRange | None = None
 ) -> Iterator[Span]:
-    """The windows of `tile` pixels along `axis`, each with the patches of `side` pixels it has.
+    """Yield the windows of `tile` pixels along `axis`, each with its patches of `side` pixels.
 
     Parameters
     ----------
     axis : PixelRange
-        The existing pixels.
+        The pixels that exist.
     tile, side : int
         Pixels on the side of a window and of a patch.
     stride : int, optional
-        Pixels from one window to the next; None: windows are adjacent.
+        Pixels from one window to the next. By default, windows are adjacent.
     over : PixelRange, optional
-        Only the windows that meet this part of the axis.
+        Yield only the windows that meet this part of the axis.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def spans(
 
 
 def halo(tile: int, overlap: int) -> int:
-    """Pixels beyond an end of a block that its windows may reach: whole strides.
+    """Return how many pixels the windows of a block may extend beyond it: a multiple of the stride.
 
     Examples
     --------
@@ -161,15 +161,15 @@ def halo(tile: int, overlap: int) -> int:
 
 
 def blend_weights(cells: int, overlap: int) -> list[float]:
-    """Weight of each cell of a window that shares `overlap` cells with the next: those of a place sum to one.
+    """Return the weight of each cell of a window; the weights of all windows sum to one at each place.
 
-    Squared sines up and down the overlap, and one between; where more than two windows meet, divided by
-    their sum.
+    Weights rise and fall as squared sines over the overlap, and are one between. Where more than two windows
+    meet, they are divided by their sum.
 
     Parameters
     ----------
     cells, overlap : int
-        Cells on the side of a window, and how many of them the next window has, too.
+        Cells on the side of a window, and the number of them that it shares with the next window.
 
     Examples
     --------
@@ -183,13 +183,13 @@ def blend_weights(cells: int, overlap: int) -> list[float]:
 
 
 def block_side(
-    rows: PixelRange, cols: PixelRange, tile: int, *, pixel_bytes: float, limit: int, at_least: int
+    rows: PixelRange, cols: PixelRange, tile: int, *, pixel_bytes: float, max_bytes: int, min_blocks: int
 ) -> int:
-    """Windows on the side of a block.
+    """Choose the number of windows on the side of a block.
 
-    The most that keep a block's bytes under `limit`, but at least one window; and no more than
-    leave `at_least` blocks where the cube has that many windows, so that even a small cube can be
-    spread over workers and shows progress.
+    It is the largest that keeps a block within `max_bytes` (but at least one window) and that leaves
+    `min_blocks` blocks, if the cube has that many windows. Even a small cube can then be spread over workers
+    and shows progress.
 
     Parameters
     ----------
@@ -198,17 +198,19 @@ def block_side(
     tile : int
         Pixels on the side of a window.
     pixel_bytes : float
-        Bytes that a pixel needs: the larger of input and output.
-    limit : int
+        Bytes per pixel, the larger of input and output.
+    max_bytes : int
         Most bytes per block.
-    at_least : int
+    min_blocks : int
         Least number of blocks.
 
     Examples
     --------
-    >>> block_side(PixelRange(0, 10980), PixelRange(0, 10980), 24, pixel_bytes=3072, limit=64 << 20, at_least=64)
+    >>> rows = cols = PixelRange(0, 10980)
+    >>> block_side(rows, cols, 24, pixel_bytes=3072, max_bytes=64 << 20, min_blocks=64)
     6
-    >>> block_side(PixelRange(0, 240), PixelRange(0, 240), 24, pixel_bytes=3072, limit=64 << 20, at_least=16)
+    >>> rows = cols = PixelRange(0, 240)
+    >>> block_side(rows, cols, 24, pixel_bytes=3072, max_bytes=64 << 20, min_blocks=16)
     3
     """
     down, across = rows.covering_cells(tile)[1], cols.covering_cells(tile)[1]
@@ -216,7 +218,7 @@ def block_side(
     while side < max(down, across):
         wider = side + 1
         blocks = -(-down // wider) * -(-across // wider)
-        if (wider * tile) ** 2 * pixel_bytes > limit or blocks < at_least:
+        if (wider * tile) ** 2 * pixel_bytes > max_bytes or blocks < min_blocks:
             break
         side = wider
     return side

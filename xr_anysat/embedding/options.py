@@ -42,14 +42,16 @@ ANCHORS = ("auto", "grid", "cube")
 POOLS = ("mean", "max")
 
 MAX_SHARED_FRAME_BYTES = 1 << 30
-"""Lazy frames up to this size are kept between the pass for ``per_tile_zscore``'s statistics and that
-for the embeddings; larger ones are composed twice, so that memory does not grow with the area."""
+"""Lazy frames up to this size are kept in memory between the statistics of ``per_tile_zscore`` and the embeddings.
+
+Larger frames are composed twice, so that memory does not grow with the area.
+"""
 
 LAZY_SIZE_WARNING = 1 << 40
 """Lazy outputs above this size trigger a warning."""
 
 MAX_PATCHES = 1024
-"""Most patches per window that upstream advises (README of gastruc/AnySat)."""
+"""Most patches per window that upstream recommends (README of gastruc/AnySat)."""
 
 
 def _declare(default: Any, description: str, *, choices: tuple[str, ...] = ()) -> Any:
@@ -63,8 +65,8 @@ class EmbedOptions:
 
     The order and the defaults are those of the signature, and the fields are the keys of the recorded ``config``.
     An option whose name is a key of :data:`xr_anysat.config.DEFAULTS` can be set by the configuration.
-    The metadata of a field hold its one-line ``description`` (docs/options.md) and its ``choices`` (empty: it has
-    another check). Whether it changes results is said by :data:`xr_anysat.record.FIELDS`.
+    The metadata of a field contain its one-line ``description`` (docs/options.md) and its ``choices`` (empty if
+    its check is elsewhere). :data:`xr_anysat.record.FIELDS` declares whether it changes results.
     """
 
     frames: int | None = _declare(
@@ -103,7 +105,7 @@ class EmbedOptions:
     batch: int | None = _declare(None, "windows per forward pass on an accelerator; None: by device")
 
     def configured(self) -> EmbedOptions:
-        """These options, with the configured value wherever the caller gave none."""
+        """Return these options, with the configured value of every option that the caller did not pass."""
         names = [f.name for f in fields(self) if f.name in DEFAULTS]
         return replace(self, **{name: option(name, getattr(self, name)) for name in names})
 
@@ -118,7 +120,10 @@ class EmbedOptions:
 
 
 class EmbedKeywords(TypedDict, total=False):
-    """The keyword arguments of :func:`xr_anysat.embed`, for functions that pass them on."""
+    """The keyword arguments of :func:`xr_anysat.embed`, for functions that pass them on.
+
+    Type checkers need them written out; a test compares them with `EmbedOptions`.
+    """
 
     period: Period
     reduce: str
@@ -145,32 +150,32 @@ class EmbedKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """What a call of :func:`embed` asks for: all that metadata decide, before any pixel is looked at.
+    """A checked call of :func:`embed`: everything that follows from options and metadata, without reading pixels.
 
     Attributes
     ----------
     canonical : Cube
-        The cube, read.
+        The cube in canonical form.
     composed : bool
-        Whether its dates are frames already.
+        Whether its dates are already frames.
     recipe : CompositeOptions
-        How to compose, otherwise.
+        How to compose frames, if they are not.
     statistics : Statistics or None
-        What to normalize by, where that is known.
+        Statistics to normalize by, if they are known.
     settings : BlockSpec
-        All but the frames' days.
+        Settings of the blocks, without the days of the frames.
     rows, cols : PixelRange
-        Place of the pixels on the lattice.
+        Position of the pixels on the lattice.
     geobox : GeoBox or None
         Grid of the pixels.
     coords : dict
         Coordinates of the output.
     resize : int or None
-        Pixels a side to resample to.
+        Pixels per side after resampling.
     pool : str or None
         Reduction over y and x.
     config : dict
-        What makes the same again, as far as it is known.
+        Options that reproduce the result, as far as they are known.
     """
 
     canonical: Cube
@@ -188,21 +193,21 @@ class ResolvedOptions:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of the output, before it is pooled."""
+        """Channels, rows and columns of the output before pooling."""
         cell = self.settings.cell
         return self.settings.channels, self.rows.covering_cells(cell)[1], self.cols.covering_cells(cell)[1]
 
     def compose(self, cube: Cube) -> xr.DataArray:
-        """The frames of `cube`, which is the canonical one, or it read again."""
+        """Return the frames of `cube`, which is `canonical` or a second reading of it."""
         return cube.array if self.composed else compose(cube, self.recipe)
 
-    def with_days(self, made: xr.DataArray) -> BlockSpec:
-        """The settings with the days of the frames `made`."""
-        doy = tuple(int(d) for d in made["doy"].values)
-        return replace(self.settings, doy=doy, offset_decided="items" in made.attrs)
+    def with_days(self, composed: xr.DataArray) -> BlockSpec:
+        """Return the settings with the days of the composed frames."""
+        doy = tuple(int(d) for d in composed["doy"].values)
+        return replace(self.settings, doy=doy, offset_decided="items" in composed.attrs)
 
     def needs_second_pass(self, frames_bytes: int) -> bool:
-        """Whether lazy frames of so many bytes are made once for the statistics and once to be embedded."""
+        """Whether lazy frames of this size are composed twice: for the statistics, and for the embeddings."""
         return self.settings.norm == "per_tile_zscore" and frames_bytes > MAX_SHARED_FRAME_BYTES
 
 
@@ -237,7 +242,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     settings = BlockSpec(
         spec=spec, doy=(), norm=norm, output=o.output, tile=tile, side=side, batch=batch, overlap=overlap
     )
-    # in the order of the fields; an option without a line here is recorded as it was given
+    # in the order of the fields; an option without an entry here is recorded as passed
     config = {f.name: getattr(o, f.name) for f in fields(o)} | {
         "frames": None if composed else recipe.frames, "period": None, "doy_base": recipe.doy_base,
         "bands": None if o.bands is None else list(o.bands), "nodata": to_json_number(o.nodata),
@@ -264,7 +269,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
 
 
 def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
-    """The problem with an embedding of this size, in words; None if there is none."""
+    """Describe the problem with an embedding of this size; None if there is none."""
     size, memory = math.prod(resolved.shape) * 4, physical_memory()
     if not lazy and memory is not None and size > memory:
         return (
@@ -278,21 +283,21 @@ def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
 
 
 def storage_hint(resolved: ResolvedOptions) -> str:
-    """How to store a large embedding and how to make it smaller, in words."""
-    words = "with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that"
+    """Describe how to store a large embedding, and how to make it smaller."""
+    hint = "with emb.anysat.to_zarr(store, codec='int8'), which takes a quarter of that"
     if resolved.settings.output in ("dense", "local"):
-        return f"{words}, or ask for less: output='patch' and patch_size=40 make one cell of 16 pixels"
+        return f"{hint}, or request fewer cells: output='patch' with patch_size=40 has one cell per 16 pixels"
     if resolved.settings.output == "patch" and resolved.settings.side < 4:
-        return f"{words}, or ask for less: patch_size=40 makes one cell of 16 pixels"
-    return words
+        return f"{hint}, or request fewer cells: patch_size=40 has one cell per 16 pixels"
+    return hint
 
 
 def _check_geometry(options: EmbedOptions) -> int:
-    """Pixels on the side of a patch, if patch and window fit each other."""
+    """Check that patches fit into windows, and return the pixels on the side of a patch."""
     patch_size, tile, resize = options.patch_size, options.tile, options.resize
     if not is_number(patch_size) or patch_size <= 0 or patch_size % PIXEL:
         raise OptionError(
-            f"{patch_size=}: expected a positive multiple of {PIXEL:g} (metres; a pixel has {PIXEL:g} m)"
+            f"{patch_size=}: expected a positive multiple of {PIXEL:g} (meters; a pixel has {PIXEL:g} m)"
         )
     check_whole_number("tile", tile, of="pixels", float_allowed=True)
     for name, value in (("resize", resize), ("batch", options.batch)):
@@ -303,54 +308,55 @@ def _check_geometry(options: EmbedOptions) -> int:
     if tile % side:
         near = sorted({max(side, int(tile) // side * side), (int(tile) // side + 1) * side})
         raise OptionError(
-            f"{what}={tile} pixels is no multiple of the patch side, {side} pixels (patch_size={patch_size} m): "
+            f"{what}={tile} pixels is not a multiple of the patch side, {side} pixels (patch_size={patch_size} m): "
             f"use {what}={' or '.join(map(str, near))}"
         )
     patches = (int(tile) // side) ** 2
     if patches > MAX_PATCHES:
         warn(
-            f"{patches} patches a window ({what}={tile} px of {patch_size} m patches): the model was made for "
-            f"at most {MAX_PATCHES}. Use a larger patch_size or a smaller {what}"
+            f"{patches} patches per window ({what}={tile} px, patches of {patch_size} m): upstream recommends at most "
+            f"{MAX_PATCHES}. Use a larger patch_size or a smaller {what}"
         )
     return side
 
 
 def _check_overlap(o: EmbedOptions, side: int, norm: str) -> int:
-    """Pixels that windows share, if they can."""
+    """Check that windows can overlap with these options, and return the pixels that they share."""
     overlap = check_whole_number("overlap", o.overlap, 0, of="pixels", float_allowed=True)
     tile = int(o.tile)
     if not overlap:
         return 0
-    most = tile - side
-    if overlap % side or overlap > most:
+    maximum = tile - side
+    if overlap % side or overlap > maximum:
         raise OptionError(
-            f"overlap={overlap} pixels: expected a multiple of the patch side, {side} pixels, up to {most} "
+            f"overlap={overlap} pixels: expected a multiple of the patch side, {side} pixels, up to {maximum} "
             f"(tile={tile} less a patch); half a window is overlap={tile // 2 // side * side}"
         )
-    why = None
+    conflict = None
     if o.output in ("tile", "local"):
-        why = (
-            f"output={o.output!r}",
-            "only the patches of windows are blended, with output='patch' or 'dense'",
-        )
+        conflict = f"output={o.output!r}", "only patches are blended, with output='patch' or 'dense'"
     elif o.resize is not None:
-        why = f"resize={o.resize}", "the whole cube is one window"
+        conflict = f"resize={o.resize}", "the whole cube is one window"
     elif norm == "per_window_zscore":
-        why = (
+        conflict = (
             "norm='per_window_zscore'",
-            "a pixel would be another one in each of its windows; norm='pastis' has none",
+            "a pixel would have another value in each of its windows; norm='pastis' has the same in all",
         )
     elif not isinstance(o.model, str):
-        why = "a module object as model", "its stages cannot be run apart; model='base' with weights=PATH can"
-    if why is not None:
-        raise OptionError(
-            f"overlap={overlap} with {why[0]}: {why[1]}. Leave overlap= out, or change the other"
+        conflict = (
+            "a module object as model",
+            "its stages cannot be run separately; those of model='base' with weights=PATH can",
         )
-    return int(overlap)
+    if conflict is not None:
+        other, reason = conflict
+        raise OptionError(
+            f"overlap={overlap} with {other}: {reason}. Leave overlap= out, or change the other option"
+        )
+    return overlap
 
 
 def to_json_number(number: float | str | None) -> float | str | None:
-    """A number, or None, as JSON has it; it has no NaN, and no type of NumPy's."""
+    """Convert a number, or None, to what JSON can store, which excludes NaN and NumPy types."""
     if number is None or isinstance(number, str):
         return number
     if math.isnan(number):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...], tile: int) -> str:
-    """The anchor that applies: ``"auto"`` is resolved to ``"grid"`` or ``"cube"``."""
+    """Resolve the anchor ``"auto"`` to ``"grid"`` or ``"cube"``."""
     if anchor == "grid" and geobox is None:
         raise OptionError(
             "anchor='grid' needs a CRS: set one with cube.odc.assign_crs('EPSG:32632'), or use anchor='cube'"
@@ -30,12 +30,12 @@ def effective_anchor(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...],
 
 
 def lattice_axes(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> tuple[PixelRange, PixelRange]:
-    """Rows and columns of the cube on the lattice."""
+    """Return the rows and columns of the cube on the lattice."""
     row = col = 0
     if anchor == "grid":
-        assert geobox is not None  # or the anchor had been refused
+        assert geobox is not None  # else `effective_anchor` refused the anchor
         left, top = geobox.affine.c, geobox.affine.f
-        # a cube off the 10 m lattice keeps its own offset: the same for every crop of it
+        # a cube that is off the 10 m lattice keeps its own offset, which is the same for every crop of it
         row, col = (math.floor(round(v / PIXEL, 3)) for v in (-top, left))
     return PixelRange(row, shape[-2]), PixelRange(col, shape[-1])
 
@@ -43,18 +43,19 @@ def lattice_axes(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> 
 def resized_grid(
     geobox: GeoBox | None, shape: tuple[int, ...], size: int
 ) -> tuple[GeoBox | None, tuple[int, ...]]:
-    """Grid and shape of a square cube of size × size pixels in place of its own."""
+    """Return the grid and shape of a square cube after resampling it to size × size pixels."""
     height, width = shape
     if height != width:
+        side = min(height, width)
         raise OptionError(
             f"resize={size} needs a square cube, this one has {height} × {width} pixels: crop it, "
-            f"cube.isel(y=slice({min(height, width)}), x=slice({min(height, width)}))"
+            f"cube.isel(y=slice({side}), x=slice({side}))"
         )
     return None if geobox is None else geobox.zoom_to((size, size)), (size, size)
 
 
 def resize_frames(data: Any, size: int) -> Any:
-    """Square frames resampled to size × size pixels."""
+    """Resample square frames to size × size pixels."""
     weights = bilinear(data.shape[-1], size)
     if isinstance(data, np.ndarray):
         return resample(data, weights)
@@ -66,9 +67,9 @@ def resize_frames(data: Any, size: int) -> Any:
 
 
 def bilinear(n: int, size: int) -> np.ndarray:
-    """Weights (size, n) of bilinear resampling between pixel centres, clamped at the ends, no antialiasing.
+    """Return weights (size, n) of bilinear resampling between pixel centers, clamped at the ends, no antialiasing.
 
-    As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` has it, which rs-embed uses.
+    They are those of ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``, which rs-embed uses.
     """
     at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
     low = np.floor(at).astype(int)
@@ -79,23 +80,23 @@ def bilinear(n: int, size: int) -> np.ndarray:
 
 
 def resample(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Frames (T, band, n, n) times `weights` (size, n) on both axes, by what was observed only.
+    """Resample frames (T, band, n, n) by `weights` (size, n) on both axes, from observed pixels only.
 
     A pixel is missing where less than half of its weight was observed.
     """
-    there = np.isfinite(frames)
-    value = weights @ np.where(there, frames, 0).astype(np.float64) @ weights.T
-    share = weights @ there.astype(np.float64) @ weights.T
+    finite = np.isfinite(frames)
+    value = weights @ np.where(finite, frames, 0).astype(np.float64) @ weights.T
+    share = weights @ finite.astype(np.float64) @ weights.T
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(share >= 0.5, value / share, np.nan).astype(np.float32)
 
 
 def output_coords(
-    made: xr.DataArray, geobox: GeoBox | None, rows: PixelRange, cols: PixelRange, cell: int
+    array: xr.DataArray, geobox: GeoBox | None, rows: PixelRange, cols: PixelRange, cell: int
 ) -> dict[Hashable, Any]:
-    """Centres of the cells, the CRS, and the scalar coords of the cube."""
+    """Return the centers of the cells, the CRS, and the scalar coords of the cube."""
     coords: dict[Hashable, Any] = {
-        k: c.variable for k, c in made.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")
+        k: c.variable for k, c in array.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")
     }
     cells = {"y": (*rows.covering_cells(cell), rows.start), "x": (*cols.covering_cells(cell), cols.start)}
     if geobox is not None:
@@ -109,11 +110,9 @@ def output_coords(
         grid = GeoBox((height, width), Affine(a.a * cell, 0, west, 0, a.e * cell, north), geobox.crs)
         return {**coords, **xr_coords(grid, dims=("y", "x"))}
     for dim, (first, count, start) in cells.items():
-        if dim not in made.coords:
+        if dim not in array.coords or array[dim].dtype.kind not in "iuf":  # labels have no centers
             continue
-        if made[dim].dtype.kind not in "iuf":
-            continue  # labels have no centres
-        values = made[dim].values.astype(float)
+        values = array[dim].values.astype(float)
         step = float(values[1] - values[0]) if values.size > 1 else 1.0
         if np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * abs(step):
             raise CubeError(

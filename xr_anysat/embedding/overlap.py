@@ -1,9 +1,9 @@
-"""Windows that overlap, blended: pixels and patches are computed once, however many windows have them.
+"""Embed overlapping windows and blend them; each pixel and each patch is computed only once.
 
-Stages one and two of the model look no further than a patch, so their tokens are made piece by piece of the
-cube: of what lies inside a block, and of the bands along the borders of blocks, which the windows of both sides
-reach into. Then each block takes the pieces around it and runs the windows that meet it. All is added up in an
-order that is the lattice's, so that no bit depends on where a block ends.
+Stages one and two of the model look at one patch at a time. Their tokens are therefore computed piece by piece:
+the interior of each block, and the bands along the borders of blocks, into which the windows of both sides
+extend. Then each block gathers the pieces around it and runs the windows that meet it. Sums follow the order of
+the lattice, so that no bit depends on where a block ends.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Tokens:
     Attributes
     ----------
     y, x : PixelRange
-        Its rows and columns of pixels.
+        Rows and columns of its pixels.
     patch : ndarray, (h patches, w patches, D) float32
-        Of the patches; zero where nothing was observed.
+        Tokens of the patches; zero where nothing was observed.
     covered : ndarray, (h patches, w patches) bool
-        Where something was.
+        Whether anything in a patch was observed.
     local : ndarray, (h pixels, w pixels, D) float32, or None
-        Of the pixels, for ``dense``; NaN where nothing was observed.
+        Tokens of the pixels, for ``dense``; NaN where nothing was observed.
     """
 
     y: PixelRange
@@ -70,8 +70,10 @@ def encode_overlapping(
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
     layout, reach = block_layout(rows, cols, settings, dates), halo(settings.tile, settings.overlap)
     blocks = layout.down, layout.across
-    cut = [split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)]
-    chunks = ((dates,), (len(BANDS),), *(tuple(piece.size for piece in each) for each in cut))
+    pieces = [
+        split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)
+    ]
+    chunks = ((dates,), (len(BANDS),), *(tuple(piece.size for piece in each) for each in pieces))
     if eager:
         get_encoder(settings.spec)
         frames = da.from_array(frames, chunks=chunks, name=False)
@@ -82,16 +84,17 @@ def encode_overlapping(
     statistics = None if stats is None else (stats.name, 0, 0)
     graph: dict[Any, Any] = {
         (tokens, i, j): (encode_tokens, (frames.name, 0, 0, i, j), statistics, y, x, settings)
-        for i, y in enumerate(cut[0])
-        for j, x in enumerate(cut[1])
+        for i, y in enumerate(pieces[0])
+        for j, x in enumerate(pieces[1])
     }
     down, across = (
-        list(neighbourhoods(*each, reach)) for each in ((rows, blocks[0], cut[0]), (cols, blocks[1], cut[1]))
+        list(neighborhoods(*each, reach))
+        for each in ((rows, blocks[0], pieces[0]), (cols, blocks[1], pieces[1]))
     )
-    for i, (y, above, there_y) in enumerate(down):
-        for j, (x, beside, there_x) in enumerate(across):
-            near = [(tokens, a, b) for a in above for b in beside]
-            graph[name, 0, i, j] = (blend_block, near, (there_y, there_x), y, x, settings)
+    for i, (y, near_rows, all_y) in enumerate(down):
+        for j, (x, near_cols, all_x) in enumerate(across):
+            near = [(tokens, a, b) for a in near_rows for b in near_cols]
+            graph[name, 0, i, j] = (blend_block, near, (all_y, all_x), y, x, settings)
     layers = HighLevelGraph.from_collections(
         name, graph, dependencies=[frames] if stats is None else [frames, stats]
     )
@@ -101,7 +104,7 @@ def encode_overlapping(
 
 
 def split_at_block_edges(axis: PixelRange, blocks: tuple[int, ...], reach: int) -> list[PixelRange]:
-    """Parts of an axis, each of which is whole within the reach of a block or outside of it.
+    """Split an axis into pieces, each of which is completely within the reach of a block or completely outside.
 
     Examples
     --------
@@ -114,22 +117,23 @@ def split_at_block_edges(axis: PixelRange, blocks: tuple[int, ...], reach: int) 
     return [PixelRange(a, b - a) for a, b in pairwise(edges)]
 
 
-def neighbourhoods(
-    axis: PixelRange, blocks: tuple[int, ...], cut: list[PixelRange], reach: int
+def neighborhoods(
+    axis: PixelRange, blocks: tuple[int, ...], pieces: list[PixelRange], reach: int
 ) -> Iterator[tuple[PixelRange, list[int], PixelRange]]:
-    """Each block of an axis, the numbers of the pieces within its reach, and what these have together."""
+    """Yield each block of an axis, the numbers of the pieces within its reach, and the range that they cover."""
     for part in axis.parts(blocks):
-        near = [n for n, p in enumerate(cut) if p.stop > part.start - reach and p.start < part.stop + reach]
-        yield part, near, hull([cut[n] for n in near])
+        first, stop = part.start - reach, part.stop + reach
+        near = [n for n, piece in enumerate(pieces) if piece.stop > first and piece.start < stop]
+        yield part, near, hull([pieces[n] for n in near])
 
 
 def encode_tokens(
     frames: np.ndarray, stats: np.ndarray | None, y: PixelRange, x: PixelRange, settings: BlockSpec
 ) -> Tokens | None:
-    """Tokens of a piece, (T, 10, h, w) float32, of rows `y` and columns `x`; None if nothing was observed.
+    """Compute the tokens of a piece (T, 10, h, w) float32 at rows `y` and columns `x`; None if it was not observed.
 
-    Patches go through the model in squares as large as the step from window to window, which start where windows
-    do: a patch is in the same company whichever piece it is in.
+    Patches go through the model in squares with the side of a stride, which start where windows start. A patch is
+    therefore always batched with the same neighbors, whichever piece it is in.
     """
     valid = observed(frames)
     check_values(frames, valid, offset_decided=settings.offset_decided)
@@ -143,13 +147,13 @@ def encode_tokens(
         local = np.full((y.size, x.size, model.dim), np.nan, np.float32) if dense else None
 
         def run(part: list[WindowPosition], device: torch.device) -> Any:
-            window, doy, there = window_tensors(frames, valid, stats, y, x, part, device, squares)
-            return model.tokens(window, doy, there, side=side, local=dense)
+            pixels, doy, mask = window_tensors(frames, valid, stats, y, x, part, device, squares)
+            return model.tokens(pixels, doy, mask, side=side, local=dense)
 
-        windows = observed_windows(valid, y, x, squares)
-        for (i, j), (token, own, seen) in run_in_batches(windows, run, model, squares):
+        groups = observed_windows(valid, y, x, squares)
+        for (i, j), (token, own, is_covered) in run_in_batches(groups, run, model, squares):
             at = patches(i, squares).slice_of(rows), patches(j, squares).slice_of(cols)
-            patch[at], covered[at] = token, True if seen is None else seen
+            patch[at], covered[at] = token, True if is_covered is None else is_covered
             if local is not None:
                 local[i.pixels.slice_of(y), j.pixels.slice_of(x)] = crop_to_cube(own, i, j, squares)
     return Tokens(y, x, patch, covered, local)
@@ -157,14 +161,14 @@ def encode_tokens(
 
 def blend_block(
     near: list[Tokens | None],
-    there: tuple[PixelRange, PixelRange],
+    near_pixels: tuple[PixelRange, PixelRange],
     y: PixelRange,
     x: PixelRange,
     settings: BlockSpec,
 ) -> np.ndarray:
-    """One block, (D, h cells, w cells) float32, of rows `y` and columns `x`.
+    """Compute one block (D, h cells, w cells) float32 at rows `y` and columns `x`.
 
-    `near` are the tokens of the pieces around it, and `there` are the rows and columns that these have.
+    `near` are the tokens of the pieces around it, which cover the rows and columns `near_pixels`.
     """
     side, stride = settings.side, settings.stride
     known = [tokens for tokens in near if tokens is not None]
@@ -176,56 +180,55 @@ def blend_block(
     dim, rows, cols = known[0].patch.shape[-1], y.grid(side), x.grid(side)
 
     def gather(i: PixelRange, j: PixelRange) -> np.ndarray:
-        """The tokens that the pieces have of these patches."""
+        """Return the tokens (i, j, D) of these patches from all pieces."""
         patch = np.zeros((i.size, j.size, dim), np.float32)
         for tokens in known:
             down, across = tokens.y.grid(side), tokens.x.grid(side)
             patch[down.slice_of(i), across.slice_of(j)] = tokens.patch[i.slice_of(down), j.slice_of(across)]
         return patch
 
-    all_rows, all_cols = (axis.grid(side) for axis in there)
+    all_rows, all_cols = (axis.grid(side) for axis in near_pixels)
     covered = np.zeros((all_rows.size, all_cols.size), bool)
     for tokens in known:
-        covered[tokens.y.grid(side).slice_of(all_rows), tokens.x.grid(side).slice_of(all_cols)] = (
-            tokens.covered
-        )
+        at = tokens.y.grid(side).slice_of(all_rows), tokens.x.grid(side).slice_of(all_cols)
+        covered[at] = tokens.covered
 
-    def seen(i: Span, j: Span) -> np.ndarray:
-        """Which patches of a window are covered."""
+    def covered_patches(i: Span, j: Span) -> np.ndarray:
+        """Whether each patch of a window was observed."""
         return covered[patches(i, settings).slice_of(all_rows), patches(j, settings).slice_of(all_cols)]
 
     def run(part: list[WindowPosition], device: torch.device) -> Any:
         patch = np.stack([gather(patches(i, settings), patches(j, settings)) for i, j in part])
-        keys = np.stack([seen(i, j) for i, j in part])
+        keys = np.stack([covered_patches(i, j) for i, j in part])
         origin = part[0][0].first_patch, part[0][1].first_patch
         valid = None if keys.all() else to_device(keys, device)
         return [model.windows(to_device(patch, device), side, valid, origin)[1]]
 
     blended = np.zeros((rows.size, cols.size, dim), np.float32)
     weights = np.array(blend_weights(settings.tile // side, settings.overlap // side), np.float32)
-    observed_ones = (
+    windows = (
         (i, j)
-        for i in spans(there[0], settings.tile, side, stride=stride, over=y)
-        for j in spans(there[1], settings.tile, side, stride=stride, over=x)
-        if seen(i, j).any()
+        for i in spans(near_pixels[0], settings.tile, side, stride=stride, over=y)
+        for j in spans(near_pixels[1], settings.tile, side, stride=stride, over=x)
+        if covered_patches(i, j).any()
     )
-    # row by row, for the order of the sums
-    groups = groupby(observed_ones, key=lambda place: [(span.first_patch, span.n_patches) for span in place])
+    # row by row, to keep the order of the sums
+    groups = groupby(windows, key=lambda window: [(span.first_patch, span.n_patches) for span in window])
     with exclusive_encoder(settings.spec) as model:
-        for (i, j), (token,) in run_in_batches((list(alike) for _, alike in groups), run, model, settings):
+        for (i, j), (token,) in run_in_batches((list(group) for _, group in groups), run, model, settings):
             down, across = patches(i, settings), patches(j, settings)
-            of = rows.slice_of(down), cols.slice_of(across)
-            weight = weights[i.first_patch :][of[0], None] * weights[j.first_patch :][None, of[1]]
-            blended[down.slice_of(rows), across.slice_of(cols)] += token[of] * weight[..., None]
+            inside = rows.slice_of(down), cols.slice_of(across)
+            weight = weights[i.first_patch :][inside[0], None] * weights[j.first_patch :][None, inside[1]]
+            blended[down.slice_of(rows), across.slice_of(cols)] += token[inside] * weight[..., None]
     blended[~covered[rows.slice_of(all_rows), cols.slice_of(all_cols)]] = np.nan
     if settings.output == "patch":
         out[:] = np.moveaxis(blended, -1, 0)
         return out
     for tokens in known:
-        assert tokens.local is not None  # dense
-        into, of = (tokens.y.slice_of(y), tokens.x.slice_of(x)), (y.slice_of(tokens.y), x.slice_of(tokens.x))
-        out[dim:, *into] = np.moveaxis(tokens.local[of], -1, 0)
-    of_y, of_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
-    spread = np.moveaxis(blended[of_y[:, None], of_x], -1, 0)
+        assert tokens.local is not None  # output is "dense"
+        source = y.slice_of(tokens.y), x.slice_of(tokens.x)
+        out[dim:, tokens.y.slice_of(y), tokens.x.slice_of(x)] = np.moveaxis(tokens.local[source], -1, 0)
+    patch_y, patch_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
+    spread = np.moveaxis(blended[patch_y[:, None], patch_x], -1, 0)
     out[:dim] = np.where(np.isnan(out[dim]), np.nan, spread)
     return out

@@ -1,4 +1,4 @@
-"""`plan`: what an embedding will take, told before any pixel is read."""
+"""`plan`: the size, work and memory of an embedding, computed before any pixel is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xr_anysat.config import FRAMES
 from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
 from xr_anysat.cube.normalization import PASTIS
 from xr_anysat.cube.reading import BANDS, PIXEL, Cube
-from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block
+from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block, frame_bytes
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.lattice import PixelRange, spans
 from xr_anysat.embedding.options import (
@@ -48,7 +48,7 @@ from xr_anysat.shared.text import format_bytes, physical_memory
 from xr_anysat.store.codecs import CODECS, check_codec
 
 CALIBRATION_SECONDS = 2.0
-"""How long windows are timed at least, beside loading the model."""
+"""Least time that windows are timed for, without loading the model."""
 
 
 def plan(
@@ -60,31 +60,31 @@ def plan(
     codec: str | None = None,
     **options: Unpack[EmbedKeywords],
 ) -> Plan:
-    """Say what embedding a cube will take, without reading a pixel of it.
+    """Report what embedding a cube takes, without reading any of its pixels.
 
     Parameters
     ----------
     cube, frames, period, ...
         As for :func:`embed`, with all of its options and defaults.
     calibrate : bool
-        Run the model on windows of made-up pixels for some seconds, and tell the time that the whole
-        takes on this machine. With the weights that were requested, or random ones of the same size
-        where these are not here yet: time does not depend on them.
+        Run the model on windows of random pixels for some seconds, and report the time that the cube
+        takes on this machine. It uses the requested weights, or random ones of the same size if they
+        are not on this machine yet: time does not depend on them.
     codec : {None, "int8", "float16"}
-        How it is to be stored, see :func:`xr_anysat.to_zarr`.
+        Codec of the store, see :func:`xr_anysat.to_zarr`.
 
     Returns
     -------
     Plan
         Frames, windows, patches, blocks and chunks; operations, bytes, memory and time; and warnings
-        of what is absurd. Print it.
+        about problems. Print it.
 
     Raises
     ------
     CubeError, CubeTypeError, OptionError, WeightsError
         As :func:`embed` does before it reads pixels.
     DeviceError
-        With `calibrate`: the device is not there.
+        With `calibrate`, if the device is not available.
 
     Examples
     --------
@@ -99,18 +99,17 @@ def plan(
     >>> p.windows, p.blocks, p.shape, round(p.flop / 1e12)
     ((32, 47), (7, 10), (768, 500, 750), 777)
     >>> p.why[0]
-    '5 × 5 windows a block: the most that make at least 64 blocks of the cube'
+    '5 × 5 windows per block: the most that leave at least 64 blocks'
     """
-    given = EmbedOptions(frames, **options)
+    requested = EmbedOptions(frames, **options)
     check_codec(codec, np.float32)
-    resolved, lazy = resolve_options(_without_pixels(cube), given), _is_lazy(cube)
+    resolved, lazy = resolve_options(_without_pixels(cube), requested), _is_lazy(cube)
 
-    made = resolved.compose(_one_pixel(resolved.canonical))
-    record = json.loads(made.attrs[FRAMES_ATTR])
-    settings = resolved.with_days(made)
+    composed = resolved.compose(_one_pixel(resolved.canonical))
+    record = json.loads(composed.attrs[FRAMES_ATTR])
+    settings = resolved.with_days(composed)
     dates = len(settings.doy)
     layout = block_layout(resolved.rows, resolved.cols, settings, dates)
-    frames_bytes = dates * len(BANDS) * resolved.rows.size * resolved.cols.size * 4
     own = resolved.canonical.array
     acquisitions = own.sizes["time"] if resolved.composed else record["acquisitions"]
 
@@ -118,15 +117,14 @@ def plan(
     cells = height * width if resolved.pool is None else 1
     shape = resolved.shape if resolved.pool is None else (d,)
     chunks = ((d,), layout.down_cells, layout.across_cells)
-    stored = CODECS[codec].cell_bytes(d)
-    published = _is_upstreams(given.configured().model)
-    found = Plan(
+    published = _is_upstream(requested.configured().model)
+    result = Plan(
         acquisitions=acquisitions,
         period=record["period"],
-        frame_dates=tuple(str(t)[:10] for t in made["time"].values),
+        frame_dates=tuple(str(t)[:10] for t in composed["time"].values),
         doy=settings.doy,
-        n_obs=tuple(int(n) for n in made["n_obs"].values) if "n_obs" in made.coords else (),
-        empty_bins=_empty_bins(made, record),
+        n_obs=tuple(int(n) for n in composed["n_obs"].values) if "n_obs" in composed.coords else (),
+        empty_bins=_empty_bins(composed, record),
         empty=record["empty"],
         pixels=(resolved.rows.size, resolved.cols.size),
         tile=settings.tile,
@@ -159,10 +157,12 @@ def plan(
         ),
         lazy=lazy,
         bytes_read=acquisitions * len(BANDS) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
-        reads=2 if lazy and resolved.needs_second_pass(frames_bytes) else 1,
+        reads=2
+        if lazy and resolved.needs_second_pass(frame_bytes(dates, resolved.rows.size * resolved.cols.size))
+        else 1,
         codec=codec,
-        bytes_written=stored * cells,
-        memory_input=dates * len(BANDS) * max(layout.down) * max(layout.across) * 4,
+        bytes_written=CODECS[codec].cell_bytes(d) * cells,
+        memory_input=frame_bytes(dates, max(layout.down) * max(layout.across)),
         memory_output=d * max(chunks[1]) * max(chunks[2]) * 4,
         memory_working=working_bytes(
             settings.spec.size, settings.output, dates=dates, side=settings.side, tile=settings.tile
@@ -170,12 +170,12 @@ def plan(
         + token_bytes(settings, layout),
         memory_weights=PARAMETERS[settings.spec.size] * 4,
     )
-    found = replace(found, warnings=tuple(_warnings(found, resolved, published=published)))
+    result = replace(result, warnings=tuple(_problems(result, resolved, published=published)))
     if not calibrate:
-        return found
-    each, timed = _time(resolved, settings, layout, published=published)
-    seconds = each * found.flop / 2
-    return replace(found, seconds=seconds, pixels_per_second=math.prod(found.pixels) / seconds, timed=timed)
+        return result
+    seconds_each, timed = _time_model(resolved, settings, layout, published=published)
+    seconds = seconds_each * result.flop / 2
+    return replace(result, seconds=seconds, pixels_per_second=math.prod(result.pixels) / seconds, timed=timed)
 
 
 _cube, *_options = inspect.signature(embed).parameters.values()
@@ -196,13 +196,13 @@ plan.__signature__ = _own.replace(  # type: ignore[attr-defined]
 
 
 def _is_lazy(cube: xr.DataArray | xr.Dataset) -> bool:
-    """Whether any of the cube is dask's, as :func:`embed` sees it."""
+    """Whether any array of the cube is a dask array, so that :func:`embed` treats it as lazy."""
     arrays = cube.data_vars.values() if isinstance(cube, xr.Dataset) else [cube]
     return any(a.chunks is not None for a in arrays)
 
 
 def _without_pixels(cube: Any) -> Any:
-    """The cube with zeros of dask's for all pixels that are in memory, or would be read to be looked at."""
+    """Replace all arrays that are not lazy by dask arrays of zeros, so that nothing is read."""
     if isinstance(cube, xr.Dataset):
         return cube.assign({name: _without_pixels(a) for name, a in cube.data_vars.items() if a.ndim})
     if not isinstance(cube, xr.DataArray) or cube.chunks is not None:
@@ -213,7 +213,7 @@ def _without_pixels(cube: Any) -> Any:
 
 
 def _one_pixel(cube: Cube) -> Cube:
-    """A cube of one pixel, which makes frames of the same dates."""
+    """Reduce the cube to one pixel, whose frames have the same dates."""
     import dask.array as da
 
     corner = cube.array.isel(y=slice(1), x=slice(1))
@@ -221,23 +221,20 @@ def _one_pixel(cube: Cube) -> Cube:
     return replace(cube, array=corner.copy(deep=False, data=zeros))
 
 
-def _empty_bins(made: xr.DataArray, record: dict[str, Any]) -> tuple[str, ...]:
-    """The bins of the period that hold no acquisition of their own."""
-    if record["frames"] is None or not {"bin_start", "n_obs"} <= set(made.coords):
+def _empty_bins(composed: xr.DataArray, record: dict[str, Any]) -> tuple[str, ...]:
+    """Return the bins of the period that contain no acquisition."""
+    if record["frames"] is None or not {"bin_start", "n_obs"} <= set(composed.coords):
         return ()
     period = parse_period(record["period"])
-    assert period is not None  # a record names its period
-    observed = {
-        pd.Timestamp(start)
-        for start, n in zip(made["bin_start"].values, made["n_obs"].values, strict=True)
-        if n
-    }
+    assert period is not None  # every record has a period
+    starts, counts = composed["bin_start"].values, composed["n_obs"].values
+    observed = {pd.Timestamp(start) for start, n in zip(starts, counts, strict=True) if n}
     bounds = pairwise(bin_bounds(*period, record["frames"]))
     return tuple(f"{a.date()}/{b.date()}" for a, b in bounds if a not in observed)
 
 
-def _is_upstreams(model: Any) -> bool:
-    """Whether a model computes all that was published, and takes complete windows only."""
+def _is_upstream(model: Any) -> bool:
+    """Whether a model is a module like upstream's: without our savings, and for complete windows only."""
     if isinstance(model, str):
         return False
     from xr_anysat.model.anysat import AnySat
@@ -245,21 +242,21 @@ def _is_upstreams(model: Any) -> bool:
     return not isinstance(model, AnySat)
 
 
-def _warnings(found: Plan, resolved: ResolvedOptions, *, published: bool) -> Iterator[str]:
-    """What is absurd or impossible about a plan."""
-    absurd, memory = size_warning(resolved, lazy=found.lazy), physical_memory()
-    size = math.prod(found.shape) * 4
-    if absurd is not None:
-        yield absurd
+def _problems(result: Plan, resolved: ResolvedOptions, *, published: bool) -> Iterator[str]:
+    """Yield the problems of a plan."""
+    warning, memory = size_warning(resolved, lazy=result.lazy), physical_memory()
+    size = math.prod(result.shape) * 4
+    if warning is not None:
+        yield warning
     elif memory is not None and size > memory:
         yield (
-            f"{format_bytes(size)} of float32 do not fit into the {format_bytes(memory)} of memory here: in place of "
+            f"{format_bytes(size)} of float32 do not fit into the {format_bytes(memory)} of memory here: instead of "
             f".compute(), write the embedding block by block {storage_hint(resolved)}"
         )
-    if memory is not None and found.memory > memory:
+    if memory is not None and result.memory > memory:
         yield (
-            f"a worker needs {format_bytes(found.memory)}, and there are {format_bytes(memory)} of memory here: a "
-            "smaller tile= or fewer frames= need less"
+            f"a worker needs {format_bytes(result.memory)}, and this machine has {format_bytes(memory)} of memory: "
+            "use a smaller tile= or fewer frames="
         )
     cut = sum(
         n
@@ -269,47 +266,46 @@ def _warnings(found: Plan, resolved: ResolvedOptions, *, published: bool) -> Ite
     )
     if published and cut:
         yield (
-            "the module handed in as model= takes complete windows only, and the cube's ends cut some: crop the cube "
-            f"to whole windows of {found.tile} pixels, with anchor='cube'"
+            "the module passed as model= takes complete windows only, and the ends of the cube cut some: crop the "
+            f"cube to whole windows of {result.tile} pixels, with anchor='cube'"
         )
 
 
-def _time(
+def _time_model(
     resolved: ResolvedOptions, settings: BlockSpec, layout: BlockLayout, *, published: bool
 ) -> tuple[float, str]:
-    """Seconds a multiply-add of the model on this machine, and what was timed."""
-    spec, words = settings.spec, ""
+    """Return the seconds per multiply-add of the model on this machine, and a description of the measurement."""
+    spec, note = settings.spec, ""
     if spec.source.kind == "official" and spec.sha256 is None:  # not on this machine
         spec = encoder_spec(spec.size, "random", spec.device, spec.precision)
-        words = "; with random weights, for the official ones are not here yet, which takes as long"
-    # overlapping windows do the same work, each stage as often as it is counted
+        note = "; with random weights, which take as long, because the official ones are not on this machine"
+    # the stages of overlapping windows do the same work, and the plan counts how often each runs
     settings, device = replace(settings, spec=spec, overlap=0), device_of(spec)
 
     def run(rows: PixelRange, cols: PixelRange) -> float:
-        pixels = rng.integers(1, 6000, (len(settings.doy), len(BANDS), rows.size, cols.size)).astype(
-            np.float32
-        )
-        places = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
+        shape = len(settings.doy), len(BANDS), rows.size, cols.size
+        pixels = rng.integers(1, 6000, shape).astype(np.float32)
+        positions = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
         start = time.perf_counter()
-        encode_block(pixels, PASTIS.array(), *places, settings=settings)
+        encode_block(pixels, PASTIS.array(), *positions, settings=settings)
         return time.perf_counter() - start
 
     rng = np.random.default_rng(0)
-    # a window on a CPU, where they go one by one; else a block of them, for forwards of full size
+    # one window on a CPU, which computes them one by one; else a block of them, for full batches
     windows = 1 if device == "cpu" else layout.windows
-    rows, cols = (_largest(axis, settings, windows) for axis in (resolved.rows, resolved.cols))
-    # the first forward is slow, so it is a small one; what is called like upstream's takes whole windows only
+    rows, cols = (_largest_windows(axis, settings, windows) for axis in (resolved.rows, resolved.cols))
+    # the first pass is slow, so it is small; a module like upstream's takes complete windows only
     small = settings.tile if published else settings.side
     run(*(PixelRange(axis.start, min(axis.size, small)) for axis in (rows, cols)))
     seconds: list[float] = []
     while sum(seconds) < CALIBRATION_SECONDS:
         seconds.append(run(rows, cols))
     work = total_multiply_adds(settings, [rows], [cols], published=published)
-    what = f"{rows.size} × {cols.size} pixels and {len(settings.doy)} frames, timed {len(seconds)} × on {device}{words}"
-    return statistics.median(seconds) / work, what
+    timed = f"{rows.size} × {cols.size} pixels and {len(settings.doy)} frames, timed {len(seconds)} × on {device}{note}"
+    return statistics.median(seconds) / work, timed
 
 
-def _largest(axis: PixelRange, settings: BlockSpec, windows: int) -> PixelRange:
-    """The first of an axis' largest windows, and the windows after it up to so many."""
+def _largest_windows(axis: PixelRange, settings: BlockSpec, windows: int) -> PixelRange:
+    """Return the range of up to this many adjacent windows, starting with the first of the largest."""
     first = max(spans(axis, settings.tile, settings.side), key=lambda s: s.stop - s.start)
     return PixelRange(first.start, min(axis.stop, first.start + windows * settings.tile) - first.start)

@@ -22,7 +22,7 @@ class Plan:
     acquisitions: int
     """Dates of the cube that are used; of a composed cube, its frames."""
     period: str
-    """The period that is cut into frames; its end is exclusive."""
+    """The period that is divided into frames; its end is exclusive."""
     frame_dates: tuple[str, ...]
     """Date of each frame."""
     doy: tuple[int, ...]
@@ -32,7 +32,7 @@ class Plan:
     empty_bins: tuple[str, ...]
     """Bins of the period without any acquisition."""
     empty: str
-    """What becomes of them: ``"drop"`` or ``"nearest"``."""
+    """How empty bins are treated: ``"drop"`` or ``"nearest"``."""
     pixels: tuple[int, int]
     """Rows and columns that are embedded."""
     tile: int
@@ -48,11 +48,11 @@ class Plan:
     blocks: tuple[int, int]
     """Number of blocks down and across. A block is a task, and a chunk of the output."""
     block_windows: int
-    """Windows on the side of a block; of overlapping ones, those that start in it."""
+    """Windows on the side of a block. Overlapping windows belong to the block in which they start."""
     chunks: tuple[tuple[int, ...], ...]
     """Chunks of the output, as in dask."""
     why: tuple[str, ...]
-    """Why these chunks, in words."""
+    """Explanation of the blocks and chunks."""
     output: str
     """Kind of the output."""
     dims: tuple[str, ...]
@@ -68,13 +68,13 @@ class Plan:
     model: str
     """Size of the model."""
     weights: str
-    """Where its weights come from."""
+    """Source of its weights."""
     device: str
-    """Where it runs."""
+    """Device that it runs on."""
     flop: int
     """Floating point operations of the model, two per multiply-add, if every pixel was observed; fewer otherwise."""
     lazy: bool
-    """Whether the cube is lazy; one that is not is embedded at once."""
+    """Whether the cube is lazy; otherwise `embed` computes immediately."""
     bytes_read: int
     """Bytes of the acquisitions that are used, uncompressed."""
     reads: int
@@ -88,15 +88,15 @@ class Plan:
     memory_output: int
     """Bytes of the embeddings of a task."""
     memory_working: int
-    """Bytes that the model works in, per task on a CPU."""
+    """Bytes that the model needs for intermediate results, per task on a CPU."""
     memory_weights: int
     """Bytes of the weights, once per process."""
     seconds: float | None = None
-    """Time of the model on this machine, with ``calibrate=True``."""
+    """Time of the model on this machine in seconds, with ``calibrate=True``."""
     pixels_per_second: float | None = None
-    """Its rate."""
+    """Pixels per second of the model on this machine, with ``calibrate=True``."""
     timed: str = ""
-    """What was run to measure it."""
+    """Description of the measurement."""
     warnings: tuple[str, ...] = ()
     """Problems found."""
 
@@ -129,35 +129,28 @@ class Plan:
         return f"<table><caption {style}>Plan of an AnySat embedding</caption><tbody>{rows}</tbody></table>"
 
     def _rows(self) -> list[tuple[str, list[str]]]:
-        """Names and lines of the rows, for both text and table."""
+        """Return the names and lines of the rows of text and table."""
         days = " ".join(map(str, self.doy))
         frames = [
             f"{len(self.doy)} of {self.period}, made of {self.acquisitions} acquisitions",
             f"days of the year {days}",
         ]
         if self.empty_bins:
-            fate = {"drop": "dropped", "nearest": "copies of their neighbours"}[self.empty]
-            frames.append(f"without acquisitions, {fate}: {', '.join(self.empty_bins)}")
+            outcome = {"drop": "dropped", "nearest": "copies of their neighbors"}[self.empty]
+            frames.append(f"without acquisitions, {outcome}: {', '.join(self.empty_bins)}")
         side = self.patch_size // int(PIXEL)
         sizes = ", ".join(f"{dim}: {n:,}" for dim, n in zip(self.dims, self.shape, strict=True))
         chunk = " × ".join(f"{max(c):,}" for c in self.chunks)
         store = CODECS[self.codec].description
-        read = f"{format_bytes(self.bytes_read)} " + (
-            "once" if self.lazy else "at once, for the cube is not lazy"
-        )
+        how_often = "once" if self.lazy else "immediately, because the cube is not lazy"
         if self.reads == 2:
-            read = f"{format_bytes(self.bytes_read)} twice: for the statistics of per_tile_zscore, and to be embedded"
+            how_often = "twice: for the statistics of per_tile_zscore, and for the embeddings"
+        shared = f"{self.overlap} of them shared with the next, " if self.overlap else ""
+        windows = f"{format_counts(self.windows)} of {self.tile} × {self.tile} pixels, {shared}"
         rows = [
             ("model", [f"{self.model}, {self.weights} weights, device {self.device}"]),
             ("frames", frames),
-            (
-                "windows",
-                [
-                    f"{format_counts(self.windows)} of {self.tile} × {self.tile} pixels, "
-                    + (f"{self.overlap} of them shared with the next, " if self.overlap else "")
-                    + f"for {format_counts(self.pixels)} pixels"
-                ],
-            ),
+            ("windows", [f"{windows}for {format_counts(self.pixels)} pixels"]),
             ("patches", [f"{format_counts(self.patches)} of {self.patch_size} m, {side} × {side} pixels"]),
             ("blocks", [f"{format_counts(self.blocks)} = {math.prod(self.blocks):,}", *self.why]),
             (
@@ -168,23 +161,18 @@ class Plan:
                 ],
             ),
             ("compute", [f"{format_si(self.flop, 'FLOP')}, less where pixels are missing"]),
-            ("read", [read]),
+            ("read", [f"{format_bytes(self.bytes_read)} {how_often}"]),
             ("written", [f"{format_bytes(self.bytes_written)} at most: {store}, before compression"]),
             (
                 "memory",
                 [
-                    f"{format_bytes(self.memory)} a worker: frames 2 × {format_bytes(self.memory_input)}, embeddings "
-                    f"{format_bytes(self.memory_output)} and work {format_bytes(self.memory_working)} a task; weights "
-                    f"{format_bytes(self.memory_weights)} a process"
+                    f"{format_bytes(self.memory)} per worker: frames 2 × {format_bytes(self.memory_input)}, embeddings "
+                    f"{format_bytes(self.memory_output)} and intermediate results {format_bytes(self.memory_working)} "
+                    f"per task; weights {format_bytes(self.memory_weights)} per process"
                 ],
             ),
         ]
         if self.seconds is not None:
-            rate = f"{self.pixels_per_second:,.0f} pixels a second"
-            rows.append(
-                (
-                    "time",
-                    [f"{format_duration(self.seconds)} on this machine, {rate}, the model alone", self.timed],
-                )
-            )
+            time = f"{format_duration(self.seconds)} on this machine, {self.pixels_per_second:,.0f} pixels/s"
+            rows.append(("time", [f"{time}, the model alone", self.timed]))
         return rows + ([("warnings", list(self.warnings))] if self.warnings else [])

@@ -17,14 +17,14 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`embed` made.
+        Output of :func:`embed`.
     how : {"mean", "max"}
         The reduction.
 
     Returns
     -------
     DataArray, (D,) float32
-        NaN where there is no valid cell at all. Lazy if `emb` is.
+        NaN if there is no valid cell. Lazy if `emb` is.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
 
 
 def pool_cells(emb: xr.DataArray, how: str) -> xr.DataArray:
-    """Reduce over y and x, and record it; `how` is already checked."""
+    """Reduce over y and x, and record the reduction; `how` is already checked."""
     out = getattr(emb, how)(("y", "x"), skipna=True, keep_attrs=True)
     out.attrs = {**emb.attrs, "pool": how}
     if "config" in out.attrs:

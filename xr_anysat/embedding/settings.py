@@ -1,4 +1,4 @@
-"""What a block needs to know besides its pixels."""
+"""The settings of a block."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from xr_anysat.embedding.lattice import Span
 from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.model.weights import EncoderSpec
 
-WindowPosition = tuple[Span, Span]  # of a window, down and across
+WindowPosition = tuple[Span, Span]
+"""A window: its rows and its columns."""
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What a block needs to know beside its pixels; part of every task, so small and plain."""
+    """Everything that a block needs besides its pixels. It is part of every task, so it is small and hashable.
+
+    Attributes
+    ----------
+    spec : EncoderSpec
+        The encoder.
+    doy : tuple of int
+        Day of the year of each frame.
+    norm : str
+        The normalization, see :func:`xr_anysat.cube.normalization.normalize`.
+    output : {"patch", "dense", "local", "tile"}
+        Kind of the output.
+    tile, side, overlap : int
+        Pixels on the side of a window and of a patch, and shared by adjacent windows.
+    batch : int or None
+        Windows per forward pass on an accelerator; None: by device.
+    offset_decided : bool
+        Whether metadata determined the +1000 offset, so that values are not checked for it.
+    """
 
     spec: EncoderSpec
     doy: tuple[int, ...]
@@ -23,7 +42,7 @@ class BlockSpec:
     side: int
     batch: int | None
     overlap: int = 0
-    offset_decided: bool = False  # whether metadata settled the +1000 offset
+    offset_decided: bool = False
 
     @property
     def cell(self) -> int:
