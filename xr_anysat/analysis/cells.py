@@ -1,4 +1,4 @@
-"""Arithmetic over the cells of embedding cubes, and its results on their grid.
+"""Arithmetic on the cells of embedding cubes, with results on the grid of the cubes.
 
 The results are the same to the last bit for any chunks. BLAS rounds differently for matrices of different shapes, so
 cells are computed in batches of one size, and the last batch is padded with zeros.

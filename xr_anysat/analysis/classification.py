@@ -1,4 +1,4 @@
-"""`classify`: a map of classes from a few labelled points, and its accuracy.
+"""`classify`: a map of classes from a few labeled points, and its accuracy.
 
 The accuracy comes from spatially separate folds. Nearby points are similar, especially because cells of one window
 share their context, so a random split would overestimate the accuracy.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 METHODS = ("linear", "knn")
 
 NEIGHBORS = 5
-"""Number of labelled points that vote on a cell, with ``method="knn"``."""
+"""Number of labeled points that vote on a cell, with ``method="knn"``."""
 
 FOLDS = 5
 
@@ -53,49 +53,52 @@ def classify(
     method: str = "linear",
     block_m: float | None = None,
 ) -> xr.Dataset:
-    """Map classes from a few labelled points.
+    """Map classes from a few labeled points.
 
     A classifier is fitted on the embeddings at the points and predicts the class of each cell. Its accuracy is
-    measured by spatially blocked cross-validation: the area is divided into squares, whole squares are left out in
-    turn, and the points in them are predicted from the others. The map itself is fitted on all points.
+    measured by spatially blocked cross-validation: the area is divided into squares, each square is
+    left out once, and its points are predicted from the others. The map itself is fitted on all points.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
         Output of :func:`xr_anysat.embed`.
     points : GeoDataFrame
-        Labelled points, in any CRS, at least two per class. Points outside the cube, on unobserved cells or without
-        a label are left out, with a warning.
+        Labeled points, in any CRS, at least two per class. Points outside the cube, on unobserved cells or without
+        a label are left out, and a warning says so.
     column : str
-        Of `points`: the class of each, text or numbers.
+        Column of `points` with the class of each point, text or numbers.
     method : {"linear", "knn"}
         ``"linear"``: logistic regression on standardized channels. ``"knn"``: the five nearest points by cosine
-        vote, each with 1 + cosine.
+        similarity vote, each with the weight 1 + cosine.
     block_m : float, optional
-        Side of the squares in units of the CRS, metres; they start at its origin. Default: a tenth of the longer side
-        of the points' extent, but at least a window of the model, whose cells saw each other.
+        Side of the squares in units of the CRS, usually meters; the squares start at its origin. Default: a tenth of
+        the longer side of the points' extent, but at least a window of the model, because the cells of one window
+        share their context.
 
     Returns
     -------
     Dataset
-        Lazy if `emb` is; the chunks that hold points are computed at once.
+        Lazy if `emb` is, but the chunks that contain points are computed immediately.
 
         ``class`` (y, x) uint8, or uint16 from 256 classes
             Codes from 1, in the order of the sorted labels; 0 (``nodata``) where nothing was observed. The
-            attributes ``flag_values`` and ``flag_meanings`` (CF) name them, and ``class_names`` as they were.
+            attributes ``flag_values`` and ``flag_meanings`` (CF) name them; ``class_names`` has the labels unchanged.
         ``confidence`` (y, x) float32
-            Probability of that class (linear), or its share of the votes (knn), 0..1; NaN where nothing was observed.
+            Probability of that class (linear) or its share of the votes (knn), from 0 to 1; NaN where nothing was
+            observed.
 
-        ``attrs``: ``method``, ``column``, ``points`` and ``points_left_out``; ``cv_accuracy``, the share of points
-        that were predicted right, ``cv_f1_macro``, the mean of the classes' F1 scores, ``cv_accuracy_folds``, one per
-        fold, and ``cv_block_m``. If all points lie in one square there are no scores, and a warning says so.
+        Its attributes are ``method``, ``column``, ``points`` and ``points_left_out`` (numbers of points);
+        ``cv_accuracy``, the share of points that were predicted correctly; ``cv_f1_macro``, the mean of the classes' F1
+        scores; ``cv_accuracy_folds``, the accuracy of each fold; and ``cv_block_m``, the side of the squares. If all
+        points are in one square, there are no scores, and a warning says so.
 
     Raises
     ------
     CubeTypeError, CubeError
-        If `emb` is not an embedding cube, or its coordinates do not define where its cells are.
+        If `emb` is not an embedding cube, or its coordinates do not define the positions of its cells.
     OptionError
-        If `points`, `column`, `method` or `block_m` is impossible, or a class has too few points.
+        If `points`, `column`, `method` or `block_m` is invalid, or a class has too few points.
     AnySatError
         If scikit-learn or geopandas is not installed.
 
@@ -125,7 +128,7 @@ def classify(
         seen = f"too few points of {', '.join(few)}" if few else f"points of {len(counts)} class"
         raise OptionError(
             f"{seen} in column {column!r}: expected at least two classes, and {MIN_POINTS_PER_CLASS} points of each "
-            f"on observed cells{f' ({left_out} points do not)' if left_out else ''}"
+            f"on observed cells{f' ({left_out} points are not)' if left_out else ''}; add points, or merge classes"
         )
     if left_out:
         warn(
@@ -141,8 +144,8 @@ def classify(
     )
     if score is None:
         warn(
-            f"all points lie in one square of {side:g} m, so there is no cross-validation: pass a smaller block_m= "
-            "(cells of one window saw each other), or points that are farther apart"
+            f"all points are in one square of {side:g} m, so there is no cross-validation: pass a smaller block_m= "
+            "(but cells of one window share their context), or points that are farther apart"
         )
     with one_thread():
         predict = fit_classifier(training.values, training.codes, method=method)
@@ -194,12 +197,12 @@ def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndar
     return np.stack([likely.argmax(0), likely.max(0)])
 
 
-# ---------------------------------------------------------------------- labelled points
+# ---------------------------------------------------------------------- labeled points
 
 
 @dataclass(frozen=True)
 class Training:
-    """Labelled points, in an order that does not depend on the order of the table.
+    """Labeled points, in an order that does not depend on the order of the table.
 
     Attributes
     ----------
@@ -233,7 +236,8 @@ def _training_points(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tu
         names = sorted(set(labels.tolist()))
     except TypeError as error:
         raise OptionError(
-            f"column {column!r} mixes kinds of labels ({error}): expected text or numbers alone"
+            f"column {column!r} mixes types of labels ({error}): expected only text or only numbers; convert them, "
+            f"points[{column!r}].astype(str)"
         ) from error
     numbers = {name: i for i, name in enumerate(names)}
     codes = np.array([numbers[label] for label in labels.tolist()], int)
@@ -250,12 +254,12 @@ def _block_side(emb: xr.DataArray, training: Training, block_m: float | None) ->
         extent = max(np.ptp(training.x), np.ptp(training.y))
         return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * PIXEL))
     if not block_m > 0 or not np.isfinite(block_m):
-        raise OptionError(f"{block_m=}: expected a positive number of metres, or None")
+        raise OptionError(f"{block_m=}: expected a positive number of meters, or None")
     return float(block_m)
 
 
 def blocks_of(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
-    """Number of the square block of the ground that each point lies in, (n,) int."""
+    """Number of the square block of ground that contains each point, (n,) int."""
     at = np.floor(np.stack([y, x]) / side).astype(int)
     return np.unique(at, axis=1, return_inverse=True)[1].ravel()
 
@@ -317,7 +321,7 @@ class Score:
     Attributes
     ----------
     accuracy : float
-        Share of all samples that were predicted right.
+        Share of all samples that were predicted correctly.
     f1_macro : float
         Mean of the classes' F1 scores, over all samples.
     folds : tuple of float

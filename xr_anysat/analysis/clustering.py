@@ -27,9 +27,10 @@ def cluster(
     cells: int = CELLS,
     seed: int = 0,
 ) -> tuple[xr.DataArray, Clusters]:
-    """Sort cells into `k` clusters of similar embeddings, by mini-batch k-means.
+    """Assign cells to `k` clusters of similar embeddings, by mini-batch k-means.
 
-    Centers are fitted on a sample of the cells that were observed. This computes a lazy cube, as :func:`reduce` says.
+    The centers are fitted on a sample of the observed cells. For a lazy cube this computes every block; see
+    :func:`reduce`.
 
     Parameters
     ----------
@@ -38,17 +39,18 @@ def cluster(
     k : int, optional
         Number of clusters; not needed with a `model`.
     model : Clusters, optional
-        Result of an earlier call, on embeddings with the same weights and settings: clusters then mean the same.
+        Result of an earlier call, on embeddings with the same weights and settings. The clusters then have the same
+        meaning.
     cells, seed : int
         As in :func:`reduce`.
 
     Returns
     -------
     labels : DataArray, (y, x) int16
-        The cluster with the nearest center, numbered from 0 in the order of decreasing size in the sample; -1
-        (``nodata``) where nothing was observed. Lazy if `emb` is.
+        Number of the cluster with the nearest center, or -1 (``nodata``) where nothing was observed. Clusters are
+        numbered from 0 by decreasing size in the sample. Lazy if `emb` is.
     model : Clusters
-        To store (`to_json`) and to use on another year or area.
+        Save it (`to_json`) to use it on another year or area.
 
     Raises
     ------

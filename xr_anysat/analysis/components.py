@@ -1,6 +1,6 @@
 """Principal components of an embedding cube: `reduce` and `rgb`.
 
-scikit-learn fits them on a sample of cells. The small model can be stored and used on other cubes. Its results are
+scikit-learn fits them on a sample of cells. The small model can be saved and used on other cubes. Its results are
 lazy if the cube is.
 """
 
@@ -39,9 +39,9 @@ def reduce(
 ) -> tuple[xr.DataArray, PCAModel]:
     """Reduce an embedding cube to its first `k` principal components.
 
-    They are fitted on a sample of the cells that were observed. This computes a lazy cube, the model included, block by
-    block; store it first (:func:`xr_anysat.to_zarr`, :func:`xr_anysat.open`) if it is to be used more than once. With a
-    `model` nothing is fitted or computed.
+    The components are fitted on a sample of the observed cells. For a lazy cube this computes every block, which runs
+    AnySat. If you use the cube more than once, store it first (:func:`xr_anysat.to_zarr`, :func:`xr_anysat.open`). With
+    `model`, nothing is fitted or computed.
 
     Parameters
     ----------
@@ -50,27 +50,28 @@ def reduce(
     k : int, optional
         Number of components. Default: all of `model`.
     model : PCAModel, optional
-        Result of an earlier call, on embeddings with the same weights and settings: components then mean the same.
+        Result of an earlier call, on embeddings with the same weights and settings. The components then have the same
+        meaning.
     cells : int
         Maximum number of cells in the fit.
     seed : int
-        Selects the cells, together with their position in the cube; chunks make no difference.
+        Selects the cells of the fit, together with their position in the cube; chunks have no effect.
 
     Returns
     -------
     reduced : DataArray, (component, y, x) float32
         Lazy if `emb` is; NaN where nothing was observed.
     model : PCAModel
-        To store (`to_json`) and to use on another year or area.
+        Save it (`to_json`) to use it on another year or area.
 
     Raises
     ------
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If fewer than `k` cells were observed, or `model` was fitted on embeddings made otherwise.
+        If fewer than `k` cells were observed, or `model` was fitted on embeddings with other weights or settings.
     OptionError
-        If `k`, `cells`, `seed` or `model` is impossible.
+        If `k`, `cells`, `seed` or `model` is invalid.
     AnySatError
         If scikit-learn is not installed.
 
@@ -104,21 +105,21 @@ def rgb(
 ) -> tuple[xr.DataArray, PCAModel]:
     """Color an embedding cube by its first three principal components.
 
-    Each component is stretched from the 2nd to the 98th percentile of the sample it was fitted on. These limits are
-    kept in the model, so the same model gives comparable colors for another year or area.
+    Each component is stretched from the 2nd to the 98th percentile of the sample it was fitted on. The model contains
+    these limits, so the same model gives comparable colors for another year or area.
 
     Parameters
     ----------
     emb, model, cells, seed
-        As in :func:`reduce`, which says what a lazy cube costs. `model` has three components or more.
+        As in :func:`reduce`, which describes the cost of a lazy cube. `model` needs at least three components.
 
     Returns
     -------
     image : DataArray, (band: red, green, blue, alpha; y, x) uint8
-        Lazy if `emb` is. `alpha` is 255, or 0 where nothing was observed: so ``image.plot.imshow()`` shows
-        nothing there, and so does QGIS in what ``image.rio.to_raster("image.tif")`` writes.
+        Lazy if `emb` is. `alpha` is 255, or 0 where nothing was observed. Such cells are transparent in
+        ``image.plot.imshow()``, and in QGIS after ``image.rio.to_raster("image.tif")``.
     model : PCAModel
-        To store (`to_json`) and to use on another year or area.
+        Save it (`to_json`) to use it on another year or area.
 
     Raises
     ------

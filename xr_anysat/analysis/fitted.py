@@ -77,7 +77,8 @@ class PCAModel(_Fitted):
         per_component = (self.explained, self.low, self.high)
         if any(len(c) != depth for c in self.components) or any(len(p) != k for p in per_component):
             raise OptionError(
-                f"{k} components of {depth} channels: expected vectors and numbers of matching lengths"
+                f"{k} components of {depth} channels: expected vectors and numbers of matching lengths; load the "
+                "text that to_json() wrote, PCAModel.from_json(text)"
             )
 
 
@@ -109,7 +110,8 @@ class Clusters(_Fitted):
         super().__post_init__()
         if len({len(c) for c in self.centers}) != 1 or len(self.shares) != len(self.centers):
             raise OptionError(
-                f"{len(self.centers)} centers and {len(self.shares)} shares: expected as many centers as shares"
+                f"{len(self.centers)} centers and {len(self.shares)} shares: expected as many centers as shares, "
+                "all of one length; load the text that to_json() wrote, Clusters.from_json(text)"
             )
 
 
@@ -129,7 +131,7 @@ def sample_for_fit(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) 
 def check_model(
     model: Any, kind: type[PCAModel] | type[Clusters], emb: xr.DataArray, depth: int, call: str
 ) -> None:
-    """Refuse a model of another kind, of another number of channels, or fitted on embeddings that do not compare."""
+    """Refuse a model of another type, with another number of channels, or fitted on embeddings that are not comparable."""
     if not isinstance(model, kind):
         raise OptionError(
             f"model={str(model)[:60]!r}: expected the {kind.__name__} from an earlier call, or "
@@ -138,5 +140,6 @@ def check_model(
     check_comparable(comparability_record(emb), model.made_with, call, "of the model")
     if depth != emb.sizes["D"]:
         raise CubeError(
-            f"{call}: {emb.sizes['D']} channels, and a model of {depth}: expected those that it was fitted on"
+            f"{call}: the cube has {emb.sizes['D']} channels and the model {depth}: expected the channels that it was "
+            "fitted on; leave model= out to fit a new one"
         )

@@ -17,31 +17,34 @@ from xr_anysat.shared.grid import check_same_grid
 
 
 def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
-    """Cosine of the angle between each cell's embedding and that of a place, or any vector.
+    """Cosine similarity of each cell to a place, or to any vector.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
         Output of :func:`xr_anysat.embed`.
     to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
-        A point, as a tuple of two numbers in the cube's CRS: the cell it lies in. A point or polygon of shapely, in the
-        cube's CRS, or several with any CRS: the mean of the cells that the points lie in, or of those whose centers
-        lie in the polygons, each once. Or a vector, as ``emb.anysat.pool()`` makes it.
+        The reference. One of:
+
+        - a tuple (x, y) in the cube's CRS: the cell that contains this point,
+        - a point or polygon of shapely in the cube's CRS, or a GeoSeries or GeoDataFrame in any CRS: the mean of the
+          cells that contain the points, or whose centers are in the polygons; each cell counts once,
+        - a vector (D,), such as ``emb.anysat.pool()``.
 
     Returns
     -------
     DataArray, (y, x) float32
-        In -1..1. Lazy if `emb` is; of a place, the chunks that hold it are computed at once. NaN where nothing was
-        observed.
+        From -1 to 1; NaN where nothing was observed. Lazy if `emb` is, but if `to` is a place, the chunks that contain
+        it are computed immediately.
 
     Raises
     ------
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If its coordinates do not define where its cells are.
+        If its coordinates do not define the positions of its cells.
     OptionError
-        If `to` is something else, is outside the cube, or was not observed.
+        If `to` is something else, is outside the cube, or is a place without observations.
     AnySatError
         If geopandas is not installed, and `to` is a place.
 
@@ -61,9 +64,9 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
 
 
 def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
-    """How far embeddings of one place differ: 1 minus the cosine of the angle between them.
+    """Cosine change between two periods: 1 minus the cosine similarity of the embeddings of each cell.
 
-    The cubes must have the same grid, weights and settings; only their period differs. Cubes with
+    The cubes must have the same grid, weights and settings; only the period may differ. Cubes with
     ``norm="per_tile_zscore"`` are refused, because each was normalized by its own statistics. Use
     ``"pastis"``, or one saved :func:`xr_anysat.statistics`, for both.
 
@@ -75,14 +78,14 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     Returns
     -------
     DataArray, (y, x) float32
-        0 (the same direction) to 2. Lazy if one of them is; NaN where either lacks observations.
+        From 0 (same direction) to 2; NaN where either cube has no observations. Lazy if either cube is.
 
     Raises
     ------
     CubeTypeError
-        If one is not an embedding cube.
+        If `emb` or `other` is not an embedding cube.
     CubeError
-        If their grids differ, or they were made with other weights, statistics or settings. The difference is named.
+        If their grids, weights, statistics or settings differ. The message names the difference.
 
     Examples
     --------

@@ -38,7 +38,7 @@ POINTS, POLYGONS = ("Point",), ("Polygon", "MultiPolygon")
 
 
 def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
-    """Give points the embedding of the cell that each lies in.
+    """Look up the embedding of the cell that contains each point.
 
     Only the chunks of a lazy cube that contain a point are computed.
 
@@ -52,21 +52,21 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
     Returns
     -------
     GeoDataFrame
-        The same rows, index, columns and CRS, and besides:
+        The same rows, index, columns and CRS, with these additional columns:
 
         ``emb_000``, ``emb_001``, …
             One column per channel, of the cube's dtype (float32). NaN unless the status is ok.
         ``status``
-            ``"ok"``; ``"outside"``: not on the cube, or no geometry; ``"invalid"``: nothing was observed there.
+            ``"ok"``; ``"outside"``: outside the cube, or no geometry; ``"invalid"``: nothing was observed there.
 
-        A point on the edge of two cells belongs to the one to the east, or south.
+        A point on the edge between two cells belongs to the eastern or southern cell.
 
     Raises
     ------
     CubeTypeError
         If `emb` is not an embedding cube.
     CubeError
-        If the coordinates or the CRS of the cube do not define where its cells are.
+        If the coordinates or the CRS of the cube do not define the positions of its cells.
     OptionError
         If `points` are not points, have no CRS, or already have columns with these names.
     AnySatError
@@ -98,9 +98,9 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
 
 
 def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame:
-    """Give polygons the mean embedding of the cells whose centers lie in each.
+    """Average the embeddings of the cells whose centers are in each polygon.
 
-    Only the parts of a lazy cube that polygons touch are computed, block by block. Polygons may overlap.
+    Only the chunks of a lazy cube that polygons touch are computed, block by block. Polygons may overlap.
 
     Parameters
     ----------
@@ -112,22 +112,22 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     Returns
     -------
     GeoDataFrame
-        The same rows, index, columns and CRS, and besides:
+        The same rows, index, columns and CRS, with these additional columns:
 
         ``emb_000``, ``emb_001``, …
             One column per channel, float32: the mean over the cells that were observed, or NaN.
         ``cells``
-            Number of cells of the cube that have their centers in the polygon, or on its border.
+            Number of cells of the cube whose centers are in the polygon or on its border.
         ``valid_share``
-            Share of them that was observed; NaN if there is none.
+            Share of these cells that was observed; NaN if there are no cells.
         ``status``
-            ``"ok"``; ``"partial"``: part of the polygon is outside the cube; ``"outside"``: all of it, or there is no
-            geometry; ``"empty"``: no center of a cell lies in it; ``"invalid"``: nothing was observed in it.
+            ``"ok"``; ``"partial"``: part of the polygon is outside the cube; ``"outside"``: all of it is outside, or
+            there is no geometry; ``"empty"``: it contains no cell center; ``"invalid"``: nothing was observed in it.
 
     Raises
     ------
     CubeTypeError, CubeError, OptionError, AnySatError
-        As :func:`sample`; and of polygons that cross themselves.
+        As in :func:`sample`; also OptionError if a polygon crosses itself.
 
     Examples
     --------
@@ -155,10 +155,10 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     import shapely
 
     extent = shapely.box(*geobox.boundingbox.bbox)
-    there = shapely.intersects(extent, shapes.values)
+    touching = shapely.intersects(extent, shapes.values)
     beyond = ~shapely.covers(extent, shapes.values)
     added[STATUS] = np.select(
-        [~there, cells == 0, valid == 0, beyond], ["outside", "empty", "invalid", "partial"], OK
+        [~touching, cells == 0, valid == 0, beyond], ["outside", "empty", "invalid", "partial"], OK
     ).astype(object)
     return _joined(frame, added, emb)
 
@@ -176,19 +176,19 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
         raise OptionError(
-            f"{what}: {', '.join(others)} among them, expected {' or '.join(kinds)} alone; {hint}"
+            f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}; {hint}"
         )
     crs = geobox.crs
     if (crs is None) != (given.crs is None):
         if crs is None:
             raise OptionError(
-                f"{what} in {given.crs.name!r}, and a cube without a CRS: give it one, "
+                f"{what} have the CRS {given.crs.name!r}, and the cube has none: assign one, "
                 "emb.odc.assign_crs('EPSG:32632')"
             )
-        raise OptionError(f"{what} without a CRS: say which, {what}.set_crs('EPSG:4326')")
+        raise OptionError(f"{what} have no CRS: set it, {what}.set_crs('EPSG:4326')")
     if kinds == POLYGONS and not there.is_valid.all():
         bad = list(there.index[~there.is_valid][:3])
-        raise OptionError(f"{what} that cross themselves, at index {bad}: mend them, {what}.make_valid()")
+        raise OptionError(f"{what} cross themselves at index {bad}: repair them, {what}.make_valid()")
     return given if crs is None else given.to_crs(crs.proj)
 
 
@@ -203,7 +203,7 @@ def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarr
 
 
 def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
-    """Mean embedding (D,) float64 of the cells that points lie in, or whose centers lie in polygons, each once.
+    """Mean embedding (D,) float64 of the cells that contain points, or whose centers are in polygons; each counts once.
 
     Raises
     ------
@@ -237,14 +237,14 @@ def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
         seen = (
             f"nothing was observed in its {cells[0]} cells"
             if cells[0]
-            else "no cell of the cube has its center in it"
+            else "it contains no cell center of the cube"
         )
         raise OptionError(f"to: {seen}; {remedy}")
     return sums[0] / valid[0]
 
 
 def cells_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column of the cell that each point lies in, and whether it is one of the cube; all (n,)."""
+    """Row and column of the cell that contains each point, and whether it is in the cube; all (n,)."""
     geobox = require_grid(emb, call)
     points = in_crs_of(geobox, points, POINTS, "points")
     a = geobox.affine
@@ -256,7 +256,7 @@ def cells_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarra
 
 
 def vectors(emb: xr.DataArray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """The embeddings (n, D) of cells; of a lazy cube the chunks that hold them are computed."""
+    """The embeddings (n, D) of cells. For a lazy cube, the chunks that contain them are computed."""
     picked = emb.variable.isel(y=xr.Variable("cell", rows), x=xr.Variable("cell", cols))
     # the rounding of sums depends on the memory layout
     return np.ascontiguousarray(picked.transpose("cell", "D").values)
@@ -300,7 +300,7 @@ def zone_sums(
 
 
 def _blocks_met(geobox: GeoBox, shapes: Sequence[Any]) -> dict[tuple[int, int], list[int]]:
-    """First row and column of each block that the boxes around polygons meet, in order, and which ones these are."""
+    """Blocks that the bounding boxes of polygons intersect: first row and column, in order, to the numbers of polygons."""
     a = geobox.affine
     met: dict[tuple[int, int], list[int]] = {}
     for number, shape in enumerate(shapes):
@@ -349,7 +349,7 @@ def as_geodataframe(given: Any, what: str, call: str) -> GeoDataFrame:
         return given.to_frame("geometry" if given.name is None else given.name)
     if not isinstance(given, geopandas.GeoDataFrame) or given.active_geometry_name is None:
         raise OptionError(
-            f"{what}: a {type(given).__name__}, expected a GeoDataFrame or GeoSeries; of a table with coordinates, "
+            f"{what} is a {type(given).__name__}: expected a GeoDataFrame or GeoSeries. From a table with coordinates: "
             "geopandas.GeoDataFrame(table, geometry=geopandas.points_from_xy(table.lon, table.lat), crs='EPSG:4326')"
         )
     return given
