@@ -131,7 +131,7 @@ def sample_for_fit(emb: xr.DataArray, k: int, cells: int, seed: int, call: str) 
 def check_model(
     model: Any, kind: type[PCAModel] | type[Clusters], emb: xr.DataArray, depth: int, call: str
 ) -> None:
-    """Refuse a model of another type, with another number of channels, or fitted on embeddings that are not comparable."""
+    """Refuse a model of another type or number of channels, or fitted on embeddings that are not comparable."""
     if not isinstance(model, kind):
         raise OptionError(
             f"model={str(model)[:60]!r}: expected the {kind.__name__} from an earlier call, or "
