@@ -300,7 +300,7 @@ def zone_sums(
 
 
 def _blocks_met(geobox: GeoBox, shapes: Sequence[Any]) -> dict[tuple[int, int], list[int]]:
-    """Blocks that the bounding boxes of polygons intersect: first row and column, in order, to the numbers of polygons."""
+    """Map the blocks that bounding boxes of polygons intersect, by first row and column, to numbers of polygons."""
     a = geobox.affine
     met: dict[tuple[int, int], list[int]] = {}
     for number, shape in enumerate(shapes):
