@@ -175,9 +175,7 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     others = sorted(set(there.geom_type) - set(kinds))
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
-        raise OptionError(
-            f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}; {hint}"
-        )
+        raise OptionError(f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}; {hint}")
     crs = geobox.crs
     if (crs is None) != (given.crs is None):
         if crs is None:
