@@ -21,7 +21,6 @@ from xr_anysat.analysis.vector import sample, zonal
 from xr_anysat.config import config
 from xr_anysat.cube.compositing import frames
 from xr_anysat.cube.normalization import Statistics, statistics
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.plan_report import Plan
@@ -40,6 +39,7 @@ from xr_anysat.errors import (
     WriteError,
 )
 from xr_anysat.model.weights import load_model
+from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.zarr import open, to_zarr
 from xr_anysat.view.preview import preview
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from xr_anysat.stac.search import open_s2
     from xr_anysat.versions import show_versions
 
+
+BANDS = S2.bands
+"""The ten bands, in the order of the checkpoint."""
 
 __all__ = [
     "BANDS",

@@ -12,11 +12,11 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.cube.compositing import SOURCE_ATTRS
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import CubeError, CubeTypeError
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import EncoderSpec, device_of, loaded_sha256
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import is_whole_number
 
 RECORD_VERSION = 1
@@ -266,7 +266,7 @@ def embedding_attrs(
     if source:
         attrs["source"] = json.dumps(source)
     if isinstance(stats, np.ndarray):
-        attrs["norm_bands"] = list(BANDS)
+        attrs["norm_bands"] = list(S2.bands)
         attrs["norm_mean"], attrs["norm_std"] = ([float(v) for v in row] for row in stats)
     elif config["norm"] == "per_tile_zscore":
         attrs["norm_statistics"] = (

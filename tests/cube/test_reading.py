@@ -38,6 +38,8 @@ from support.cubes import (
 import xr_anysat
 from xr_anysat import AnySatWarning, CubeError, OptionError
 from xr_anysat.cube.reading import Cube, band_name, blank_missing, read_cube, valid_pixels
+from xr_anysat.model.spec import SENSORS
+from xr_anysat.shared.sensor import S2
 
 GRID = GeoBox((HEIGHT, WIDTH), Affine(10, 0, LEFT, 0, -10, TOP), CRS)
 
@@ -621,8 +623,10 @@ def test_no_offset_no_warning() -> None:
     read_cube(placed().assign_attrs(add_offset=0.0, scale_factor=1.0))
 
 
-def test_it_is_public() -> None:
-    assert xr_anysat.BANDS == BANDS
+def test_the_bands_are_public_and_are_those_of_the_sensor() -> None:
+    assert xr_anysat.BANDS == S2.bands == BANDS
+    assert sorted(S2.common_names.values()) == sorted(BANDS)
+    assert SENSORS[S2.projector].channels == len(BANDS)
 
 
 def test_web_mercator_is_taken_with_a_warning() -> None:

@@ -22,11 +22,11 @@ import xarray as xr
 from odc.geo.geom import box
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
+from support.cubes import BANDS
 from support.paths import SHARED
 from support.stac_servers import Fault, FaultyServer, stac_api
 
 import xr_anysat
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.demo.scene import make_scene
 from xr_anysat.errors import AnySatError, AnySatWarning, CatalogError, OptionError, ReadError
 from xr_anysat.stac import catalogs

@@ -16,10 +16,10 @@ import xarray as xr
 
 from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
 from xr_anysat.analysis.vector import OK, as_geodataframe, in_crs_of, values_at
-from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import OptionError, warn
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import require_grid
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_choice
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _block_side(emb: xr.DataArray, training: Training, block_m: float | None) ->
     """Side of the blocks that are left out together, in units of the CRS."""
     if block_m is None:
         extent = max(np.ptp(training.x), np.ptp(training.y))
-        return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * PIXEL))
+        return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * S2.pixel_size))
     if not block_m > 0 or not np.isfinite(block_m):
         raise OptionError(f"{block_m=}: expected a positive number of meters, or None")
     return float(block_m)

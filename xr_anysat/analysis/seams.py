@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
-from xr_anysat.cube.reading import PIXEL
 from xr_anysat.embedding.lattice import PixelRange
 from xr_anysat.embedding.output_grid import lattice_axes
 from xr_anysat.errors import CubeError
 from xr_anysat.shared.checks import check_embedding
+from xr_anysat.shared.sensor import S2
 
 RECORD = ("output", "patch_size_m", "tile", "anchor")
 """Attributes that define where windows are; without the attribute ``overlap`` there is no overlap."""
@@ -95,7 +95,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
             "output 'tile' has one cell per window, so there is nothing inside to compare borders with: embed with "
             "output='patch', 'dense' or 'local'"
         )
-    patch, stride = int(emb.attrs["patch_size_m"] / PIXEL), tile - overlap
+    patch, stride = int(emb.attrs["patch_size_m"] / S2.pixel_size), tile - overlap
     cell = patch if output == "patch" else 1
     phases = np.arange(0, stride, cell)
     border = np.isin(phases, (0, tile % stride))
@@ -154,7 +154,7 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
     anchor = emb.attrs["anchor"]
     if anchor == "cube":
         return lattice_axes(anchor, None, emb.shape)
-    first, size = {}, cell * PIXEL
+    first, size = {}, cell * S2.pixel_size
     for dim, step in (("y", -size), ("x", size)):
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
         if not values.size or np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * size:

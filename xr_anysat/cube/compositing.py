@@ -20,9 +20,10 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import FRAMES, option
-from xr_anysat.cube.reading import BANDS, Cube, blank_missing, read_cube
+from xr_anysat.cube.reading import Cube, blank_missing, read_cube
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError
 from xr_anysat.shared.graph import FRAMES_LAYER, RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 Period = str | Sequence[Any] | None
@@ -211,10 +212,10 @@ def check_composed(
             f"this cube was composed with doy_base={base}, not {recipe.doy_base}: compose it anew"
         )
     as_made = isinstance(cube, xr.DataArray) and cube.dims == ("time", "band", "y", "x")
-    if not as_made or list(cube["band"].values) != list(BANDS):
+    if not as_made or list(cube["band"].values) != list(S2.bands):
         raise CubeError(
             f"composed frames as a {type(cube).__name__} with dims {tuple(cube.dims)}, or with other bands than "
-            f"{', '.join(BANDS)}: hand them in as frames() made them, or drop attrs['anysat_frames'] to have them "
+            f"{', '.join(S2.bands)}: hand them in as frames() made them, or drop attrs['anysat_frames'] to have them "
             "read as a cube of acquisitions"
         )
     if cube.sizes["time"] > (asked or record["acquisitions"]):
@@ -423,7 +424,7 @@ def _composite_rows(values: np.ndarray, reduce: str, nodata: float, fill_value: 
         x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
     elif reduce == "clearest":
         whole = np.isfinite(x).all(1, keepdims=True)
-        blue = np.where(whole, x[:, BANDS.index("B2")][:, None], np.inf)
+        blue = np.where(whole, x[:, S2.bands.index("B2")][:, None], np.inf)
         best = blue.argmin(0, keepdims=True)
         x = np.take_along_axis(np.where(whole, x, np.nan), np.broadcast_to(best, (1, *x.shape[1:])), 0)
     return x if fill_value is None else np.where(np.isfinite(x), x, np.float32(fill_value))

@@ -13,14 +13,11 @@ import xarray as xr
 from xr_anysat.config import FRAMES, option
 from xr_anysat.cube.compositing import Period
 from xr_anysat.cube.compositing import frames as make_frames
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import Stored
 from xr_anysat.shared.values import check_choice
-
-DN_MAX = 10_000.0
-"""Digital numbers are clipped to 0..10 000 (reflectance 0..1) before normalization."""
 
 STD_FLOOR = 1e-6
 """Least standard deviation divided by, as in rs-embed: a constant band becomes zero."""
@@ -31,10 +28,8 @@ REFLECTANCE_MAX = 10.0
 # No surface's digital numbers lie beyond: markers of missing pixels do, and unsigned numbers that ran below zero.
 DN_LEAST, DN_MOST = -5_000, 32_767
 
-# Products of baseline 04.00 and later hold reflectance × 10 000 + 1000: nothing lies below.
-BOA_OFFSET = 1000
-
-# Darkest digital numbers above this are no sign of the offset: a bright scene just has none.
+# Products with the offset have no digital number below it. Above this the darkest one is no sign of the offset:
+# a bright scene has no dark pixels.
 BOA_OFFSET_DARK = 1400
 
 # Fewer values than this say nothing.
@@ -90,11 +85,11 @@ class Statistics(Stored):
                 values = tuple(float(v) for v in given)
             except (TypeError, ValueError) as error:
                 raise OptionError(
-                    f"{name}={given!r}: wanted a number for each of {', '.join(BANDS)}"
+                    f"{name}={given!r}: wanted a number for each of {', '.join(S2.bands)}"
                 ) from error
-            if len(values) != len(BANDS):
+            if len(values) != len(S2.bands):
                 raise OptionError(
-                    f"{len(values)} values of {name}: wanted one for each of {', '.join(BANDS)}"
+                    f"{len(values)} values of {name}: wanted one for each of {', '.join(S2.bands)}"
                 )
             if not all(map(math.isfinite, values)):
                 raise OptionError(f"{name}={values}: wanted finite digital numbers")
@@ -154,7 +149,7 @@ def observed(values: np.ndarray) -> np.ndarray:
 
 def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Digital numbers (T, 10, y, x) in 0..10 000, float32, zero where not `valid` (T, y, x)."""
-    clipped: np.ndarray = np.clip(values, 0.0, DN_MAX).astype(np.float32, copy=False)
+    clipped: np.ndarray = np.clip(values, 0.0, S2.max_dn).astype(np.float32, copy=False)
     return clipped if valid.all() else np.where(valid[:, None], clipped, np.float32(0))
 
 
@@ -192,12 +187,12 @@ def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool 
             f"pixels, say so with nodata={seen:g}; if unsigned numbers ran below zero, cast to float before "
             "subtracting. They were only clipped to 0..10 000"
         )
-    suspicious = BOA_OFFSET <= least <= BOA_OFFSET_DARK and not offset_decided
-    if suspicious and valid.sum() * len(BANDS) >= BOA_OFFSET_COUNT:
+    suspicious = S2.offset <= least <= BOA_OFFSET_DARK and not offset_decided
+    if suspicious and valid.sum() * len(S2.bands) >= BOA_OFFSET_COUNT:
         warn(
-            f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{BOA_OFFSET} offset of "
+            f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{S2.offset} offset of "
             f"processing baseline 04.00 and later were still in. If so, subtract it from what was observed: "
-            f"(cube.where(cube != nodata) - {BOA_OFFSET}).anysat.embed(nodata=float('nan')). Nothing was changed"
+            f"(cube.where(cube != nodata) - {S2.offset}).anysat.embed(nodata=float('nan')). Nothing was changed"
         )
 
 
@@ -209,9 +204,9 @@ def moments(values: np.ndarray) -> np.ndarray:
         rows = clip(frame[None], valid)[0][:, valid[0]].astype(np.float64)  # (10, n)
         if rows.shape[1]:
             mean = rows.mean(1)
-            count = np.full(len(BANDS), float(rows.shape[1]))
+            count = np.full(len(S2.bands), float(rows.shape[1]))
             parts.append([count, mean, np.square(rows - mean[:, None]).sum(1)])
-    return merge_moments(np.array(parts).reshape(-1, 3, len(BANDS)))
+    return merge_moments(np.array(parts).reshape(-1, 3, len(S2.bands)))
 
 
 def merge_moments(parts: np.ndarray) -> np.ndarray:
@@ -258,7 +253,7 @@ def normalize(values: np.ndarray, valid: np.ndarray, norm: str, stats: np.ndarra
     if norm == "raw":
         return values
     if norm == "unit_scale":
-        return values / np.float32(DN_MAX)
+        return values / np.float32(S2.max_dn)
     if norm == "per_window_zscore":
         if not valid.any():
             return values
@@ -345,7 +340,7 @@ def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False
         new_axes={"m": 3}, concatenate=True, align_arrays=False, adjust_chunks={"t": 1, "y": 1, "x": 1},
         dtype=np.float64, meta=np.empty((0,) * 5),
     )  # fmt: skip
-    return parts.reshape(-1, 3, len(BANDS))
+    return parts.reshape(-1, 3, len(S2.bands))
 
 
 def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.ndarray:
@@ -368,6 +363,6 @@ def tile_statistics(data: Any) -> Any:
             dtype=np.float64, meta=np.empty((0, 0, 0)),
         )  # fmt: skip
     return da.map_blocks(
-        mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(BANDS),)),
+        mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(S2.bands),)),
         dtype=np.float64, meta=np.empty((0, 0)), name=STATISTICS_LAYER + tokenize(parts.name),
     )  # fmt: skip

@@ -20,24 +20,13 @@ import xarray as xr
 
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.shared.grid import crs_title
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-BANDS = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
-"""The ten bands, in the order of the checkpoint."""
-
-PIXEL = 10.0
-"""Side of a pixel in metres: the resolution AnySat's Sentinel-2 projector was trained on."""
-
 MAX_STRETCH = 0.05
 """By how much a projection's metre may differ from one on the ground without a warning."""
-
-# STAC common names, as Earth Search uses them (https://github.com/stac-extensions/eo)
-COMMON_NAMES = {
-    "blue": "B2", "green": "B3", "red": "B4", "rededge1": "B5", "rededge2": "B6", "rededge3": "B7",
-    "nir": "B8", "nir08": "B8A", "swir16": "B11", "swir22": "B12",
-}  # fmt: skip
 
 # B2, B02, b02, B02_10m (CDSE), S2-L2A-B02 (openEO): the number is what counts
 _BAND_NAME = re.compile(r"(?:^|[^A-Z0-9])B0?(\d{1,2}|8A)(?:_\d+M)?$")
@@ -81,11 +70,11 @@ def band_name(name: Hashable) -> str | None:
     ['B2', 'B8A', 'B8A', 'B12', None, None]
     """
     text = str(name)
-    if text.lower() in COMMON_NAMES:
-        return COMMON_NAMES[text.lower()]
+    if text.lower() in S2.common_names:
+        return S2.common_names[text.lower()]
     found = _BAND_NAME.search(text.upper())
     canonical = f"B{found[1]}" if found else None
-    return canonical if canonical in BANDS else None
+    return canonical if canonical in S2.bands else None
 
 
 def read_cube(
@@ -212,13 +201,13 @@ def _order_bands(names: Sequence[Hashable], what: str) -> list[int]:
         raise CubeError(
             f"{what} {twice} are several of the same band: select one of each, e.g. cube.sel(band=[...])"
         )
-    missing = [b for b in BANDS if b not in found]
+    missing = [b for b in S2.bands if b not in found]
     if missing:
         raise CubeError(
             f"{what} {[str(n) for n in names]}: missing {', '.join(missing)}. AnySat needs the ten bands "
-            f"{', '.join(BANDS)} (also as B02, blue, B02_10m, ...): load them, or name them with bands=[...]"
+            f"{', '.join(S2.bands)} (also as B02, blue, B02_10m, ...): load them, or name them with bands=[...]"
         )
-    return [found[b][0] for b in BANDS]
+    return [found[b][0] for b in S2.bands]
 
 
 def _given_names(bands: Sequence[str], count: int, what: str) -> list[str]:
@@ -246,7 +235,7 @@ def _select_bands(array: xr.DataArray, bands: Sequence[str] | None) -> xr.DataAr
         )
     order = _order_bands(names, "bands")
     picked = array if order == list(range(count)) else array.isel(band=order)
-    return picked.assign_coords(band=list(BANDS))
+    return picked.assign_coords(band=list(S2.bands))
 
 
 def _declared_nodata(var: xr.DataArray) -> float | None:
@@ -311,7 +300,7 @@ def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) ->
     lazy = any(v.chunks is not None for v in picked)
     stack = dask.array.stack if lazy else np.stack
     array = xr.DataArray(
-        stack([v.data for v in picked]), dims=("band", *first.dims), coords={**first.coords, "band": list(BANDS)},
+        stack([v.data for v in picked]), dims=("band", *first.dims), coords={**first.coords, "band": list(S2.bands)},
         name="s2", attrs=ds.attrs,
     )  # fmt: skip
     return _rename_dims(array), values[0]
@@ -323,7 +312,7 @@ def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
     if offsets:
         warn(
             f"attrs say add_offset={sorted(offsets)}, which was not applied to the values: if these are "
-            "products of baseline 04.00 or later, subtract 1000 from the digital numbers first"
+            f"products of baseline 04.00 or later, subtract {S2.offset} from the digital numbers first"
         )
 
 
@@ -422,19 +411,20 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
     known = ODCExtensionDa(array).geobox  # knows a rotation and the side of a single pixel, if anything does
     if known is not None and not known.axis_aligned:
         raise CubeError(f"a rotated grid ({name}): wanted rows from west to east. {_REPROJECT}")
-    single = PIXEL if known is None else abs(known.resolution.x)
+    single = S2.pixel_size if known is None else abs(known.resolution.x)
     array = _centres(assign_crs(array, crs))
     size = []
     for dim, sign in (("y", -1), ("x", 1)):
         steps = np.diff(array[dim].values.astype(float))
-        if steps.size and np.ptp(steps) > 1e-3 * PIXEL:
+        if steps.size and np.ptp(steps) > 1e-3 * S2.pixel_size:
             raise CubeError(f"the {dim!r} coordinates are not evenly spaced. {_REPROJECT}")
         step = float(np.mean(steps)) if steps.size else single * sign
         if step * sign < 0:
             array = array.isel({dim: slice(None, None, -1)})
         size.append(abs(step))
     # a tenth of a pixel from one end to the other
-    if any(abs(s - PIXEL) * array.sizes[d] > 0.1 * PIXEL for s, d in zip(size, ("y", "x"), strict=True)):
+    drift = [abs(s - S2.pixel_size) * array.sizes[d] for s, d in zip(size, ("y", "x"), strict=True)]
+    if max(drift) > 0.1 * S2.pixel_size:
         raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
     geobox = _exact_geobox(array, crs)
     _warn_if_stretched(geobox, name)
@@ -465,8 +455,8 @@ def _centres(array: xr.DataArray) -> xr.DataArray:
         a, _, left, _, e, top = (float(v) for v in tuple(array.attrs.get("transform", ()))[:6])
     except (TypeError, ValueError):
         return array
-    pixels = [(array["x"].values[0] - left) / PIXEL, (array["y"].values[0] - top) / PIXEL]
-    if (abs(a), abs(e)) == (PIXEL, PIXEL) and all(abs(p - round(p)) < 1e-3 for p in pixels):
+    pixels = [(array["x"].values[0] - left) / S2.pixel_size, (array["y"].values[0] - top) / S2.pixel_size]
+    if (abs(a), abs(e)) == (S2.pixel_size, S2.pixel_size) and all(abs(p - round(p)) < 1e-3 for p in pixels):
         return array.assign_coords(x=array["x"] + a / 2, y=array["y"] + e / 2)
     return array
 
@@ -476,10 +466,10 @@ def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
     from affine import Affine
     from odc.geo.geobox import GeoBox
 
-    left = float(array["x"].values[0]) - PIXEL / 2
-    top = float(array["y"].values[0]) + PIXEL / 2
+    left = float(array["x"].values[0]) - S2.pixel_size / 2
+    top = float(array["y"].values[0]) + S2.pixel_size / 2
     shape = (array.sizes["y"], array.sizes["x"])
-    return GeoBox(shape, Affine(PIXEL, 0, left, 0, -PIXEL, top), crs)
+    return GeoBox(shape, Affine(S2.pixel_size, 0, left, 0, -S2.pixel_size, top), crs)
 
 
 def _looks_like_degrees(array: xr.DataArray) -> bool:

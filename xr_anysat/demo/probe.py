@@ -26,11 +26,11 @@ from xr_anysat.analysis.classification import (
     fit_classifier,
 )
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
-from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.grid import require_grid
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -203,7 +203,7 @@ def compare(
             f"{MIN_POINTS_PER_CLASS} cells of each; are the labels inside the cube?"
         )
     x, y = emb["x"].values[labeled["col"]], emb["y"].values[labeled["row"]]
-    side = float(max(np.ptp(x) / BLOCKS_ACROSS, np.ptp(y) / BLOCKS_ACROSS, emb.attrs["tile"] * PIXEL))
+    side = float(max(np.ptp(x) / BLOCKS_ACROSS, np.ptp(y) / BLOCKS_ACROSS, emb.attrs["tile"] * S2.pixel_size))
     blocks = blocks_of(x, y, side)
     if len(np.unique(blocks)) < 2:
         raise CubeError(f"all cells are in one square of {side:g} m: take a larger area")
@@ -227,12 +227,12 @@ def _moments(
     frames: xr.DataArray, x: np.ndarray, y: np.ndarray, cell: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (n, T × 10) of the pixels per cell; gaps have the mean of all cells."""
-    side = round(cell / PIXEL)
-    shift = (np.arange(side) - (side - 1) / 2) * PIXEL
+    side = round(cell / S2.pixel_size)
+    shift = (np.arange(side) - (side - 1) / 2) * S2.pixel_size
     place = []
     for dim, center, sign in (("y", y, -1.0), ("x", x, 1.0)):
         first = float(frames[dim].values[0])
-        place.append(np.rint((center[:, None] + shift - first) * sign / PIXEL).astype(int))
+        place.append(np.rint((center[:, None] + shift - first) * sign / S2.pixel_size).astype(int))
     rows, cols = (
         np.broadcast_to(p, (len(x), side, side)) for p in (place[0][:, :, None], place[1][:, None, :])
     )

@@ -30,8 +30,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_geom
 
-from xr_anysat.cube import reading
 from xr_anysat.errors import CubeError, OptionError
+from xr_anysat.shared.sensor import S2
 from xr_anysat.stac.search import SCL_INVALID
 
 Floats = npt.NDArray[np.float32]
@@ -44,13 +44,13 @@ def _in_files(band: str) -> str:
     return f"B{band[1:]:0>2}"
 
 
-BANDS = tuple(_in_files(band) for band in reading.BANDS)
+BANDS = tuple(_in_files(band) for band in S2.bands)
 """The ten bands, as products name their files."""
 
 BANDS_20M = ("B05", "B06", "B07", "B8A", "B11", "B12")
 
 # Keys of the assets in Earth Search
-_ASSETS = {_in_files(band): name for name, band in reading.COMMON_NAMES.items()} | {"SCL": "scl"}
+_ASSETS = {_in_files(band): name for name, band in S2.common_names.items()} | {"SCL": "scl"}
 
 # Central wavelength of each band in µm, for haze
 _WAVELENGTH = np.array([0.490, 0.560, 0.665, 0.705, 0.740, 0.783, 0.842, 0.865, 1.610, 2.190], "float32")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xr_anysat.cube.normalization import check_values, observed
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.embedding.forward import (
     autocast_for,
     call_model,
@@ -35,6 +34,7 @@ from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.errors import warn
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.shared.graph import RECHUNK
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ OVERLAP_BLOCK_FACTOR = 4
 
 def frame_bytes(dates: int, pixels: int) -> int:
     """Return the bytes of float32 frames of ten bands."""
-    return dates * len(BANDS) * 4 * pixels
+    return dates * len(S2.bands) * 4 * pixels
 
 
 def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec) -> Any:
@@ -76,7 +76,7 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
 
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
     layout = block_layout(rows, cols, settings, dates)
-    blocks = ((dates,), (len(BANDS),), layout.down, layout.across)
+    blocks = ((dates,), (len(S2.bands),), layout.down, layout.across)
     if eager:  # the same graph, computed now; name=False avoids hashing all pixels
         get_encoder(settings.spec)  # report a missing checkpoint or device before hours of work
         frames = da.from_array(frames, chunks=blocks, name=False)

@@ -19,6 +19,7 @@ from xr_anysat.errors import CubeError, DeviceError, warn
 from xr_anysat.model.cost import working_bytes
 from xr_anysat.model.spec import ACCELERATOR_ROWS
 from xr_anysat.model.weights import EncoderSpec, get_encoder
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +235,11 @@ def call_model(
         )
     output = "dense" if settings.output == "local" else settings.output
     dates = doy[None].expand(len(window), -1)
-    encoded = model({"s2": window, "s2_dates": dates}, patch_size=settings.side * 10, output=output)
+    encoded = model(
+        {S2.projector: window, f"{S2.projector}_dates": dates},
+        patch_size=settings.side * int(S2.pixel_size),
+        output=output,
+    )
     return encoded[..., encoded.shape[-1] // 2 :] if settings.output == "local" else encoded
 
 

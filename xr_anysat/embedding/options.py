@@ -23,12 +23,13 @@ from xr_anysat.cube.compositing import (
     compose,
 )
 from xr_anysat.cube.normalization import Statistics, parse_norm
-from xr_anysat.cube.reading import PIXEL, Cube, read_cube
+from xr_anysat.cube.reading import Cube, read_cube
 from xr_anysat.embedding.lattice import PixelRange
 from xr_anysat.embedding.output_grid import effective_anchor, lattice_axes, output_coords, resized_grid
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import OptionError, warn
 from xr_anysat.model.weights import encoder_spec
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import format_bytes, physical_memory
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
@@ -295,15 +296,15 @@ def storage_hint(resolved: ResolvedOptions) -> str:
 def _check_geometry(options: EmbedOptions) -> int:
     """Check that patches fit into windows, and return the pixels on the side of a patch."""
     patch_size, tile, resize = options.patch_size, options.tile, options.resize
-    if not is_number(patch_size) or patch_size <= 0 or patch_size % PIXEL:
+    if not is_number(patch_size) or patch_size <= 0 or patch_size % S2.pixel_size:
         raise OptionError(
-            f"{patch_size=}: expected a positive multiple of {PIXEL:g} (meters; a pixel has {PIXEL:g} m)"
+            f"{patch_size=}: expected a positive multiple of {S2.pixel_size:g} (meters, the side of a pixel)"
         )
     check_whole_number("tile", tile, of="pixels", float_allowed=True)
     for name, value in (("resize", resize), ("batch", options.batch)):
         if value is not None:
             check_whole_number(name, value, hint=", or None", float_allowed=True)
-    side = int(patch_size) // int(PIXEL)
+    side = int(patch_size) // int(S2.pixel_size)
     what, tile = ("tile", tile) if resize is None else ("resize", resize)
     if tile % side:
         near = sorted({max(side, int(tile) // side * side), (int(tile) // side + 1) * side})

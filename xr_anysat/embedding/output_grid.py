@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.cube.reading import PIXEL
 from xr_anysat.embedding.lattice import PixelRange
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.shared.graph import RECHUNK
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -36,7 +36,7 @@ def lattice_axes(anchor: str, geobox: GeoBox | None, shape: tuple[int, ...]) -> 
         assert geobox is not None  # else `effective_anchor` refused the anchor
         left, top = geobox.affine.c, geobox.affine.f
         # a cube that is off the 10 m lattice keeps its own offset, which is the same for every crop of it
-        row, col = (math.floor(round(v / PIXEL, 3)) for v in (-top, left))
+        row, col = (math.floor(round(v / S2.pixel_size, 3)) for v in (-top, left))
     return PixelRange(row, shape[-2]), PixelRange(col, shape[-1])
 
 

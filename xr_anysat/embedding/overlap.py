@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xr_anysat.cube.normalization import check_values, observed
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.embedding.blocks import block_layout
 from xr_anysat.embedding.forward import (
     crop_to_cube,
@@ -31,6 +30,7 @@ from xr_anysat.embedding.lattice import PixelRange, Span, blend_weights, halo, h
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.shared.graph import RECHUNK
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def encode_overlapping(
     pieces = [
         split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)
     ]
-    chunks = ((dates,), (len(BANDS),), *(tuple(piece.size for piece in each) for each in pieces))
+    chunks = ((dates,), (len(S2.bands),), *(tuple(piece.size for piece in each) for each in pieces))
     if eager:
         get_encoder(settings.spec)
         frames = da.from_array(frames, chunks=chunks, name=False)

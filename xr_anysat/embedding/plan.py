@@ -19,7 +19,7 @@ import xarray as xr
 from xr_anysat.config import FRAMES
 from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
 from xr_anysat.cube.normalization import PASTIS
-from xr_anysat.cube.reading import BANDS, PIXEL, Cube
+from xr_anysat.cube.reading import Cube
 from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block, frame_bytes
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.lattice import PixelRange, spans
@@ -44,6 +44,7 @@ from xr_anysat.embedding.workload import (
 from xr_anysat.model.cost import PARAMETERS, working_bytes
 from xr_anysat.model.weights import device_of, encoder_spec
 from xr_anysat.shared.grid import crs_title
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import format_bytes, physical_memory
 from xr_anysat.store.codecs import CODECS, check_codec
 
@@ -128,7 +129,7 @@ def plan(
         empty=record["empty"],
         pixels=(resolved.rows.size, resolved.cols.size),
         tile=settings.tile,
-        patch_size=settings.side * int(PIXEL),
+        patch_size=settings.side * int(S2.pixel_size),
         overlap=settings.overlap,
         windows=(count_windows(resolved.rows, settings), count_windows(resolved.cols, settings)),
         patches=(
@@ -143,7 +144,7 @@ def plan(
         dims=("D", "y", "x")[: len(shape)],
         shape=shape,
         dtype="float32",
-        cell=settings.cell * PIXEL * own.sizes["x"] / resolved.cols.size,
+        cell=settings.cell * S2.pixel_size * own.sizes["x"] / resolved.cols.size,
         crs=None if resolved.geobox is None else crs_title(resolved.geobox.crs),
         model=settings.spec.size,
         weights=str(settings.spec.source),
@@ -156,7 +157,7 @@ def plan(
             published=published,
         ),
         lazy=lazy,
-        bytes_read=acquisitions * len(BANDS) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
+        bytes_read=acquisitions * len(S2.bands) * own.sizes["y"] * own.sizes["x"] * own.dtype.itemsize,
         reads=2
         if lazy and resolved.needs_second_pass(frame_bytes(dates, resolved.rows.size * resolved.cols.size))
         else 1,
@@ -283,7 +284,7 @@ def _time_model(
     settings, device = replace(settings, spec=spec, overlap=0), device_of(spec)
 
     def run(rows: PixelRange, cols: PixelRange) -> float:
-        shape = len(settings.doy), len(BANDS), rows.size, cols.size
+        shape = len(settings.doy), len(S2.bands), rows.size, cols.size
         pixels = rng.integers(1, 6000, shape).astype(np.float32)
         positions = np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
         start = time.perf_counter()

@@ -7,7 +7,7 @@ import math
 import textwrap
 from dataclasses import dataclass
 
-from xr_anysat.cube.reading import PIXEL
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import format_bytes, format_counts, format_duration, format_si
 from xr_anysat.store.codecs import CODECS
 
@@ -138,7 +138,7 @@ class Plan:
         if self.empty_bins:
             outcome = {"drop": "dropped", "nearest": "copies of their neighbors"}[self.empty]
             frames.append(f"without acquisitions, {outcome}: {', '.join(self.empty_bins)}")
-        side = self.patch_size // int(PIXEL)
+        side = self.patch_size // int(S2.pixel_size)
         sizes = ", ".join(f"{dim}: {n:,}" for dim, n in zip(self.dims, self.shape, strict=True))
         chunk = " × ".join(f"{max(c):,}" for c in self.chunks)
         store = CODECS[self.codec].description

@@ -40,14 +40,13 @@ from xr_anysat.model.spec import (
     OUTPUTS,
     SENSORS,
     SIZES,
-    Sensor,
+    ProjectorSpec,
     Size,
 )
+from xr_anysat.shared.sensor import S2
 
 __all__ = ["OUTPUTS", "SENSORS", "SIZES", "AnySat"]
 
-
-PIXEL_SPACING = 10.0  # metres between pixels, as the spatial encoder's position code counts them
 
 # Rows that go through a stage's widest layer at once, elsewhere ACCELERATOR_ROWS: bounds the memory of a window
 ROWS = {"cpu": CPU_ROWS}
@@ -317,7 +316,7 @@ class TemporalAttention(nn.Module):
 class TemporalEncoder(nn.Module):
     """The L-TAE: (N, T, C) series of pixels to (N, D) tokens."""
 
-    def __init__(self, sensor: Sensor, dim: int) -> None:
+    def __init__(self, sensor: ProjectorSpec, dim: int) -> None:
         super().__init__()
         self.date_base = sensor.date_base
         widths = [sensor.channels, dim // 8, dim // 2, dim, 2 * dim, dim]
@@ -374,7 +373,7 @@ class TemporalEncoder(nn.Module):
 class SeriesProjector(nn.Module):
     """Projector of a sensor with dates."""
 
-    def __init__(self, sensor: Sensor, dim: int) -> None:
+    def __init__(self, sensor: ProjectorSpec, dim: int) -> None:
         super().__init__()
         self.patch_embed = TemporalEncoder(sensor, dim)
         # Upstream fills masked dates with it. Here they are left out, so only the checkpoint needs it.
@@ -384,7 +383,7 @@ class SeriesProjector(nn.Module):
 class ImageProjector(nn.Module):
     """Projector of a sensor with one image."""
 
-    def __init__(self, sensor: Sensor, dim: int) -> None:
+    def __init__(self, sensor: ProjectorSpec, dim: int) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(sensor.channels, dim, sensor.kernel, sensor.kernel, bias=False)
         self.mlp = nn.Sequential(
@@ -406,7 +405,7 @@ class SpatialEncoder(nn.Module):
         """The tokens `rows` of [cls, pixels] of patches x (N, s·s, D) with valid pixels (N, s·s)."""
         n, cells, dim = x.shape
         side = math.isqrt(cells)
-        steps = torch.arange(side, device=x.device) * PIXEL_SPACING
+        steps = torch.arange(side, device=x.device) * S2.pixel_size  # meters
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)
         x = torch.cat([self.cls_token.expand(n, -1, -1), x + position_code(steps, steps, dim)], dim=1)
@@ -767,8 +766,8 @@ class AnySat(nn.Module):
         CubeError
             If a tensor is missing, of another sensor, or of the wrong shape.
         """
-        if patch_size != int(patch_size) or patch_size <= 0 or patch_size % 10:
-            raise OptionError(f"{patch_size=}: expected a positive multiple of 10 (metres)")
+        if patch_size != int(patch_size) or patch_size <= 0 or patch_size % S2.pixel_size:
+            raise OptionError(f"{patch_size=}: expected a positive multiple of {S2.pixel_size:g} (meters)")
         if output not in OUTPUTS:
             raise OptionError(f"{output=}: expected one of {', '.join(OUTPUTS)}")
         others = sorted(set(x) - {"s2", "s2_dates"})
@@ -777,7 +776,7 @@ class AnySat(nn.Module):
                 f"inputs {sorted(x)}: expected 's2' (B, T, 10, H, W) and 's2_dates' (B, T) and no other; "
                 "only the Sentinel-2 path runs here, though the weights of all sensors are loaded"
             )
-        s2, doy, side = x["s2"], x["s2_dates"], int(patch_size) // 10
+        s2, doy, side = x["s2"], x["s2_dates"], int(patch_size) // int(S2.pixel_size)
         if s2.ndim != 5 or s2.shape[2] != SENSORS["s2"].channels or s2.shape[3] % side or s2.shape[4] % side:
             raise CubeError(
                 f"'s2' of shape {tuple(s2.shape)}: expected (B, T, 10, H, W) with H and W multiples of {side} "

@@ -20,7 +20,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sensor:
+class ProjectorSpec:
     """What a projector is built from: the bands, and the temporal or the image kind."""
 
     channels: int
@@ -33,17 +33,17 @@ class Sensor:
 SIZES = {"tiny": Size(256, 2, 4), "small": Size(512, 4, 8), "base": Size(768, 6, 12)}
 
 SENSORS = {
-    "aerial": Sensor(4, series=False),
-    "aerial-flair": Sensor(5, series=False),
-    "spot": Sensor(3, series=False),
-    "naip": Sensor(4, series=False, kernel=8),
-    "s2": Sensor(10, normed_values=True),
-    "s1-asc": Sensor(2),
-    "s1": Sensor(3),
-    "alos": Sensor(3),
-    "l7": Sensor(6),
-    "l8": Sensor(11, date_base=366),
-    "modis": Sensor(7),
+    "aerial": ProjectorSpec(4, series=False),
+    "aerial-flair": ProjectorSpec(5, series=False),
+    "spot": ProjectorSpec(3, series=False),
+    "naip": ProjectorSpec(4, series=False, kernel=8),
+    "s2": ProjectorSpec(10, normed_values=True),
+    "s1-asc": ProjectorSpec(2),
+    "s1": ProjectorSpec(3),
+    "alos": ProjectorSpec(3),
+    "l7": ProjectorSpec(6),
+    "l8": ProjectorSpec(11, date_base=366),
+    "modis": ProjectorSpec(7),
 }
 
 OUTPUTS = ("tile", "patch", "dense", "local", "all")

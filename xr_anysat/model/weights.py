@@ -44,6 +44,7 @@ from xr_anysat.model.state_dict import (
     state_shapes,
     write_cached,
 )
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_choice
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
-ENCODED = ("s2",)
+ENCODED = (S2.projector,)
 """Sensors whose projectors `get_encoder` loads."""
 
 

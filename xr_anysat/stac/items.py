@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from xr_anysat.cube.reading import BANDS, band_name
+from xr_anysat.cube.reading import band_name
 from xr_anysat.errors import CatalogError
+from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
     import pystac
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
 DateRange = tuple[pd.Timestamp, pd.Timestamp] | None
 
-OFFSET = 1000
-"""Digital numbers that products of processing baseline 04.00 and later have added to reflectance ×
-10 000 (ESA, in force since 25 January 2022: BOA_ADD_OFFSET = -1000)."""
-
 OFFSET_BASELINE = 4.0
+"""Products of this processing baseline and later have the offset of the sensor added."""
 
 OFFSET_COLLECTIONS = ("sentinel-2-c1-l2a",)
 """Collections of ESA's Collection 1 only, all of it processed with baseline 05.00 or later."""
@@ -98,7 +96,7 @@ def judge_item(
     when = pd.Timestamp(stamp)
     when = when.tz_convert(None) if when.tz else when
     assets = _band_assets(item)
-    lacking = [b for b in BANDS if b not in assets]
+    lacking = [b for b in S2.bands if b not in assets]
     if needs_scl and "SCL" not in assets:
         lacking.append("SCL (mask=None does without)")
     for name in extra:
@@ -111,7 +109,7 @@ def judge_item(
         offset, decided_by, doubt = _offset(item, baseline, assets)
     else:
         asked = harmonize if isinstance(harmonize, bool | np.bool_) else None
-        offset = float(harmonize) if asked is None else float(OFFSET * asked)
+        offset = float(harmonize) if asked is None else float(S2.offset * asked)
         decided_by, doubt = "harmonize=", None
     unused = f"lacks assets: {', '.join(lacking)}" if lacking else None
     return ItemDecision(item, when, assets, baseline, offset, decided_by, doubt, unused)
@@ -153,7 +151,7 @@ def _baseline(item: pystac.Item) -> float | None:
 def _declared_offsets(item: pystac.Item, assets: Mapping[str, str]) -> set[float]:
     """Digital numbers that the bands' assets declare to have been added."""
     found: set[float] = set()
-    for name in BANDS:
+    for name in S2.bands:
         fields = item.assets[assets[name]].extra_fields if name in assets else {}
         for entry in (fields, *fields.get("raster:bands", []), *fields.get("bands", [])):
             offset = entry.get("raster:offset", entry.get("offset"))
@@ -178,7 +176,7 @@ def _offset(
     if flag is True:
         return 0.0, "earthsearch:boa_offset_applied", None
     if baseline is not None:
-        offset = float(OFFSET if baseline >= OFFSET_BASELINE else 0)
+        offset = float(S2.offset if baseline >= OFFSET_BASELINE else 0)
         key = next((k for k in _BASELINE_KEYS if properties.get(k)), "product name")
         if flag is False:
             return offset, "earthsearch:boa_offset_applied", None
@@ -191,7 +189,7 @@ def _offset(
     if len(declared) == 1:
         return declared.pop(), "raster:bands offset", None
     if item.collection_id in OFFSET_COLLECTIONS:
-        return float(OFFSET), "collection", None
+        return float(S2.offset), "collection", None
     doubt = f"neither a processing baseline nor one offset of the bands is told ({_listed(declared)})"
     return 0.0, "nothing", doubt
 

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.reading import BANDS, PIXEL
 from xr_anysat.errors import OptionError, ReadError, warn
+from xr_anysat.shared.sensor import S2
 from xr_anysat.stac import catalogs
 from xr_anysat.stac.catalogs import CATALOGS, check_installed, check_secrets
 from xr_anysat.stac.items import ItemDecision, footprint_of, lonlat
@@ -52,7 +52,7 @@ class Masking:
     @property
     def reach(self) -> int:
         """Pixels that the mask grows by."""
-        return int(self.metres // PIXEL)
+        return int(self.metres // S2.pixel_size)
 
     def grow(self, left_out: np.ndarray) -> np.ndarray:
         """All that lies within `metres` of what is left out, less a margin of `reach` pixels, (y, x)."""
@@ -63,7 +63,7 @@ class Masking:
             return left_out[inside]
         from scipy.ndimage import distance_transform_edt
 
-        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * PIXEL <= self.metres + 1e-6
+        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * S2.pixel_size <= self.metres + 1e-6
         return grown
 
 
@@ -112,7 +112,7 @@ class ItemReader:
             if self.source.on_error == "raise":
                 raise
             warn(f"{error} It is missing here")
-            pixels = np.full((len(BANDS), *dst_geobox.shape), np.nan, np.float32)
+            pixels = np.full((len(S2.bands), *dst_geobox.shape), np.nan, np.float32)
         return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
 
     def observed(self, geobox: GeoBox) -> np.ndarray:
@@ -127,15 +127,15 @@ class ItemReader:
             cloudy = np.isin(classes, [c for c in masking.classes if c != 0])
             left_out = masking.grow(cloudy) | (scl == 0)
             if left_out.all():
-                return np.full((len(BANDS), *geobox.shape), np.nan, np.float32)
-            bands = self._bands(self._assets(BANDS, geobox), scl)
+                return np.full((len(S2.bands), *geobox.shape), np.nan, np.float32)
+            bands = self._bands(self._assets(S2.bands, geobox), scl)
         elif callable(masking.mask):
             found = self._assets(self.source.assets, wide)
             whole = self._bands(found, found.get("SCL"))
             left_out = masking.grow(self._called(masking.mask, whole, found, wide))
             bands = whole[(slice(None), *inside)]
         else:
-            bands = self._bands(self._assets(BANDS, geobox), None)
+            bands = self._bands(self._assets(S2.bands, geobox), None)
             left_out = np.zeros(geobox.shape, bool)
         there = np.isfinite(bands).all(0) & ~left_out
         np.copyto(bands, np.float32(np.nan), where=~there)
@@ -143,7 +143,7 @@ class ItemReader:
 
     def _bands(self, found: Mapping[str, np.ndarray], scl: np.ndarray | None) -> np.ndarray:
         """The ten bands (10, y, x), NaN where missing, with the offset removed."""
-        bands = np.stack([found[b] for b in BANDS])
+        bands = np.stack([found[b] for b in S2.bands])
         offset = np.float32(self.source.offset)
         if offset:
             np.maximum(bands - offset, np.float32(0), out=bands)
@@ -163,7 +163,7 @@ class ItemReader:
         """What the user's mask leaves out, (y, x) bool."""
         from odc.geo.xr import xr_coords
 
-        values = {**found, **dict(zip(BANDS, bands, strict=True))}
+        values = {**found, **dict(zip(S2.bands, bands, strict=True))}
         coords = {**xr_coords(geobox), "time": [self.source.time]}
         dataset = xr.Dataset(
             {n: (("time", "y", "x"), v[None]) for n, v in values.items()}, coords, {"item": self.source.item}
@@ -236,8 +236,8 @@ class ItemReader:
                 "width": geobox.shape[1],
                 "dtype": "uint8" if name == "SCL" else "float32",
                 "nodata": 0 if name == "SCL" else np.nan,
-                "src_nodata": 0 if file.nodata is None and name in (*BANDS, "SCL") else file.nodata,
-                "resampling": Resampling.bilinear if name in BANDS else Resampling.nearest,
+                "src_nodata": 0 if file.nodata is None and name in (*S2.bands, "SCL") else file.nodata,
+                "resampling": Resampling.bilinear if name in S2.bands else Resampling.nearest,
                 # GDAL would guess the scale from the corners of the block that is read, and interpolate
                 # positions across it: what a pixel gets would depend on the block
                 "XSCALE": 1,
@@ -302,7 +302,7 @@ def gdal_environment(scenes: Iterable[ItemDecision]) -> dict[str, Any]:
 
 def source_of(scene: ItemDecision, masking: Masking, on_error: str, workers: int) -> Source:
     """What travels to the workers of a scene."""
-    names = [*BANDS]
+    names = [*S2.bands]
     if "SCL" in scene.assets and masking.mask is not None:
         names.append("SCL")
     assets = {n: (scene.assets[n], scene.href(n)) for n in (*names, *masking.extra)}
@@ -347,7 +347,7 @@ class _Driver:
         from odc.loader import FixedCoord, RasterBandMetadata, RasterGroupMetadata
 
         raster = RasterBandMetadata("float32", math.nan, dims=("band", "y", "x"))
-        return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(BANDS))])
+        return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(S2.bands))])
 
     def driver_data(self, md: Any, band_key: Any) -> Source:
         return self.sources[md.id]

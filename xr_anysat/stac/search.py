@@ -20,12 +20,12 @@ import xarray as xr
 
 from xr_anysat.config import FETCH_WORKERS, option
 from xr_anysat.cube.compositing import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
-from xr_anysat.cube.reading import PIXEL
 from xr_anysat.errors import CatalogError, OptionError, warn
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_whole_number, is_number, is_whole_number
 from xr_anysat.stac import catalogs
 from xr_anysat.stac.catalogs import CATALOGS, Catalog, check_installed, check_secrets
-from xr_anysat.stac.items import OFFSET, DateRange, ItemDecision, judge_item, lonlat, select_scenes
+from xr_anysat.stac.items import DateRange, ItemDecision, judge_item, lonlat, select_scenes
 from xr_anysat.stac.reader import Mask, Masking, gdal_environment, leave_out_unreadable, load_scenes
 
 if TYPE_CHECKING:
@@ -292,23 +292,26 @@ def _geobox(
     middle = area.boundingbox
     grid = _grid_crs(crs, (middle.left + middle.right) / 2, (middle.bottom + middle.top) / 2)
 
+    pixel = S2.pixel_size
     if buffer_m is None:
         # a rectangle in degrees is none in metres: its edges bend, so they are projected in pieces
         extent = area.to_crs(grid, resolution=0.01).boundingbox
         near = 1e-6  # of a pixel: whoever asks for pixels that are there gets these
-        left, bottom = (math.floor(v / PIXEL + near) for v in (extent.left, extent.bottom))
-        right, top = (math.ceil(v / PIXEL - near) for v in (extent.right, extent.top))
+        left, bottom = (math.floor(v / pixel + near) for v in (extent.left, extent.bottom))
+        right, top = (math.ceil(v / pixel - near) for v in (extent.right, extent.top))
     else:
         ((x, y),) = area.to_crs(grid).points
-        side = math.ceil(2 * buffer_m / PIXEL)
-        left, top = round((x - buffer_m) / PIXEL), round((y + buffer_m) / PIXEL)
+        side = math.ceil(2 * buffer_m / pixel)
+        left, top = round((x - buffer_m) / pixel), round((y + buffer_m) / pixel)
         right, bottom = left + side, top - side
     if not right > left or not top > bottom:
         raise OptionError(
             f"{given[0]}={str(bbox or intersects)[:80]} has no extent: expected an area, or point= with buffer_m="
         )
     geobox = GeoBox(
-        (top - bottom, right - left), Affine(PIXEL, 0, left * PIXEL, 0, -PIXEL, top * PIXEL), grid
+        (top - bottom, right - left),
+        Affine(pixel, 0, left * pixel, 0, -pixel, top * pixel),
+        grid,
     )
     around = lonlat(geobox).boundingbox
     if around.right - around.left > 180:
@@ -449,5 +452,5 @@ def _report_decisions(scenes: list[ItemDecision]) -> None:
         ids = [s.item.id for s in used if s.doubt == doubt]
         warn(
             f"{n} items ({', '.join(ids[:3])}{', …' if n > 3 else ''}): {doubt}, and {offset:g} DN are subtracted. If "
-            f"that is wrong, say so: harmonize=True ({OFFSET}), False, or a number"
+            f"that is wrong, say so: harmonize=True ({S2.offset}), False, or a number"
         )

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.reading import BANDS, PIXEL
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.record import has_record
 from xr_anysat.shared.grid import crs_code, grid_of
+from xr_anysat.shared.sensor import S2
 from xr_anysat.stac.catalogs import CATALOGS
 from xr_anysat.store.codecs import CODECS, VALUES, dtypes
 
@@ -171,11 +171,11 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
     if not has_record(emb):
         return None
     size, weights = emb.attrs["model"], weights_facts(emb.attrs)
-    bands = [{"name": band} for band in BANDS]
+    bands = [{"name": band} for band in S2.bands]
     model = {**weights.assets["model"], "bands": bands}  # STAC wants them there too, mlm among the properties
     # what vectors serve without a head on top
     tasks = [] if weights.random else ["similarity-search"]
-    frames = _tensor(batch=-1, time=-1, bands=len(BANDS), height=-1, width=-1)
+    frames = _tensor(batch=-1, time=-1, bands=len(S2.bands), height=-1, width=-1)
     grid = {"height": -1, "width": -1}
     outputs = {
         kind: _tensor(batch=-1, **({} if kind == "tile" else grid), embedding=channels(size, kind))
@@ -201,9 +201,9 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
             "mlm:framework": "PyTorch",
             **weights.properties,
             "mlm:input": [
-                {"name": "s2", "bands": list(BANDS), "input": frames},
+                {"name": S2.projector, "bands": list(S2.bands), "input": frames},
                 {
-                    "name": "s2_dates",
+                    "name": f"{S2.projector}_dates",
                     "bands": [],
                     "input": {**_tensor(batch=-1, time=-1), "data_type": "int64"},
                 },
@@ -293,7 +293,9 @@ def title_of(attrs: dict[Any, Any]) -> str:
 
 def cell_pixels(attrs: dict[Any, Any]) -> int:
     """Pixels on the side of a cell."""
-    return cell_side(attrs["output"], side=int(attrs["patch_size_m"] // PIXEL), tile=int(attrs["tile"]))
+    return cell_side(
+        attrs["output"], side=int(attrs["patch_size_m"] // S2.pixel_size), tile=int(attrs["tile"])
+    )
 
 
 def pixel_meters(attrs: dict[Any, Any], geobox: GeoBox) -> float:

@@ -25,12 +25,12 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.cube.normalization import STATISTICS_LAYER
-from xr_anysat.cube.reading import BANDS
 from xr_anysat.errors import StoreError, WriteError, warn
 from xr_anysat.record import differences, parse_nested, shorten, upgrade_hint, weights_identity
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.graph import in_turn, turns
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of, with_transform
+from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import json_default
 from xr_anysat.store.codecs import CODECS, VALUES, check_codec, decode, dtypes, encode
 from xr_anysat.store.layout import (
@@ -311,7 +311,7 @@ def _with_statistics(emb: xr.DataArray, found: dict[str, Any] | None) -> xr.Data
     if "norm_mean" in kept:
         values = np.array([kept["norm_mean"], kept["norm_std"]])
     else:
-        lazy = da.Array(graph, name, chunks=((2,), (len(BANDS),)), meta=np.empty((0, 0)))
+        lazy = da.Array(graph, name, chunks=((2,), (len(S2.bands),)), meta=np.empty((0, 0)))
         with annotate(retries=RETRIES):  # on a cluster; schedulers of one process do not know it
             values = lazy.compute()
     layers = {**graph.layers, name: MaterializedLayer({(name, 0, 0): values})}
@@ -321,7 +321,7 @@ def _with_statistics(emb: xr.DataArray, found: dict[str, Any] | None) -> xr.Data
     mean, std = values.tolist()
     attrs = {k: v for k, v in emb.attrs.items() if k != "norm_statistics"}
     emb = emb.copy(data=data)
-    emb.attrs = {**attrs, "norm_bands": list(BANDS), "norm_mean": mean, "norm_std": std}
+    emb.attrs = {**attrs, "norm_bands": list(S2.bands), "norm_mean": mean, "norm_std": std}
     return emb
 
 
