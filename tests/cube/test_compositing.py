@@ -150,18 +150,18 @@ def test_periods(period: Any, start: str, end: str) -> None:
     [
         ("2022-10-01/2022-04-01", "is empty: its end is exclusive"),
         (("2022-04-01", "2022-04-01"), "is empty: its end is exclusive"),
-        ("whenever", r"period='whenever': wanted '2022', '2022-06'"),
-        ("", "period='': wanted '2022'"),
-        ("April", "wanted '2022'"),
-        ("01/02/2022", "wanted '2022'"),
-        (("01.02.2022", "01.03.2022"), "wanted '2022'"),
-        ("2022-13", "wanted '2022'"),
-        ("2022/", "wanted '2022'"),
-        ("2022-01-01/2022-06-01/2023-01-01", "wanted '2022'"),
-        (("2022-01-01",), "wanted '2022'"),
-        (("2022-01-01", None), "wanted '2022'"),
-        ((np.datetime64("NaT"), "2022-01-01"), "wanted '2022'"),
-        (2022, "wanted '2022'"),
+        ("whenever", r"period='whenever': expected '2022', '2022-06'"),
+        ("", "period='': expected '2022'"),
+        ("April", "expected '2022'"),
+        ("01/02/2022", "expected '2022'"),
+        (("01.02.2022", "01.03.2022"), "expected '2022'"),
+        ("2022-13", "expected '2022'"),
+        ("2022/", "expected '2022'"),
+        ("2022-01-01/2022-06-01/2023-01-01", "expected '2022'"),
+        (("2022-01-01",), "expected '2022'"),
+        (("2022-01-01", None), "expected '2022'"),
+        ((np.datetime64("NaT"), "2022-01-01"), "expected '2022'"),
+        (2022, "expected '2022'"),
         ((2022, 2023), "whole days"),
         ("2022-06-15T10:00", "whole days"),
         (("2022-04-01T12:00", "2022-10-01"), "whole days without a time zone"),
@@ -391,9 +391,9 @@ def test_options_of_numpy_and_of_the_record() -> None:
         ({"reduce": "max"}, "reduce='max': expected one of 'median', 'mean', 'clearest'"),
         ({"empty": "fill"}, "empty='fill': expected one of 'drop', 'nearest'"),
         ({"doy": "start"}, "doy='start': expected one of 'midpoint', 'observed'"),
-        ({"doy_base": 2}, "doy_base=2: wanted 0 .* or 1"),
+        ({"doy_base": 2}, "doy_base=2: expected 0 .* or 1"),
         ({"doy_base": True}, "doy_base=True"),
-        ({"fill_value": np.nan}, "fill_value=nan: wanted a finite digital number"),
+        ({"fill_value": np.nan}, "fill_value=nan: expected a finite digital number"),
         ({"fill_value": "0"}, "fill_value='0'"),
         ({"fill_value": True}, "fill_value=True"),
         ({"n": None, "reduce": "mean"}, "reduce='mean' has no meaning with frames=None"),
@@ -439,7 +439,9 @@ def test_composed_frames_keep_their_base_and_their_parts() -> None:
     made = xr_anysat.frames(plain(), 2, period="2022")
     with pytest.raises(OptionError, match="composed with doy_base=0, not 1"):
         xr_anysat.frames(made, None, doy_base=1)
-    with pytest.raises(CubeError, match=r"composed frames as a DataArray with dims .*frames\(\) made them"):
+    with pytest.raises(
+        CubeError, match=r"composed frames as a DataArray with dims .*frames\(\) returned them"
+    ):
         xr_anysat.frames(made.transpose("y", "x", "time", "band"), None)
     with pytest.raises(CubeError, match=r"composed frames as .* or with other bands than B2"):
         xr_anysat.frames(made.isel(band=slice(None, None, -1)), None)

@@ -22,7 +22,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 import xr_anysat
 from xr_anysat.cube import normalization
-from xr_anysat.cube.compositing import STRIP_BYTES, composite
+from xr_anysat.cube.compositing import STRIP_BYTES, compose_frame
 from xr_anysat.embedding import blocks
 from xr_anysat.shared.graph import in_turn, reading_priority, turns
 
@@ -158,7 +158,7 @@ def test_composing_takes_little_beside_the_frame() -> None:
     """Observations become float64 and masks on the way, several times their own size."""
     observed = np.ones((8, 10, 256, 256), "uint16")
     tracemalloc.start()
-    frame = composite([observed[:3], observed[3:]], "median", 0.0, None)
+    frame = compose_frame([observed[:3], observed[3:]], "median", 0.0, None)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most - frame.nbytes <= 16 * STRIP_BYTES < 2 * observed.nbytes

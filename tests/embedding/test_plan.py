@@ -432,7 +432,7 @@ def test_nothing_is_read(form: str, options: dict[str, Any], monkeypatch: pytest
             else:
                 cube = cube.to_dataset("band")
         with monkeypatch.context() as patch, dask.config.set(scheduler=refuse):
-            patch.setattr(compositing, "composite", refuse)
+            patch.setattr(compositing, "compose_frame", refuse)
             patch.setattr("xr_anysat.embedding.blocks.get_encoder", refuse)
             p = cube.anysat.plan(**options, **TINY)
         assert p.pixels == ((12, 12) if "resize" in options else (26, 26))
@@ -618,7 +618,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     "options", [{}, {"norm": "per_window_zscore", "output": "dense"}, {"resize": 8, "patch_size": 40}]
 )
 def test_calibration_reads_no_pixel(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compositing, "composite", refuse)
+    monkeypatch.setattr(compositing, "compose_frame", refuse)
     cube = small_cube(height=16, width=16).chunk(time=1)
     with dask.config.set(scheduler=refuse):
         p = cube.anysat.plan(2, calibrate=True, tile=8, device="cpu", **options, **TINY)

@@ -139,7 +139,7 @@ def call(obj: xr.DataArray | xr.Dataset, name: str) -> Any:
 @pytest.mark.parametrize("form", ["DataArray", "Dataset", "vector"])
 def test_what_is_for_cubes_refuses_embeddings(emb: xr.DataArray, name: str, form: str) -> None:
     obj = {"DataArray": emb, "Dataset": emb.to_dataset(), "vector": emb.anysat.pool()}[form]
-    with pytest.raises(CubeTypeError, match=r"those of an embedding cube: wanted a Sentinel-2 cube"):
+    with pytest.raises(CubeTypeError, match=r"those of an embedding cube: expected a Sentinel-2 cube"):
         call(obj, name)
 
 

@@ -93,7 +93,7 @@ ROWS = [
     ),
     Bad("None", CubeTypeError, "a NoneType: wanted an xarray", lambda: None),
     Bad("a path", CubeTypeError, "a str: wanted an xarray", lambda: "cube.nc"),
-    Bad("an embedding", CubeTypeError, "those of an embedding cube: wanted a Sentinel-2 cube", embedding),
+    Bad("an embedding", CubeTypeError, "those of an embedding cube: expected a Sentinel-2 cube", embedding),
     Bad("embeddings", CubeTypeError, "those of an embedding cube", lambda: embedding().to_dataset()),
     Bad(
         "a Dataset of a cube",
@@ -298,15 +298,15 @@ ROWS = [
     ),
     option("frames", 9999, "a period of 365 days .*cannot be cut into 9999 frames.*fewer frames"),
     option("reduce", "max", "reduce='max': expected one of 'median', 'mean', 'clearest'"),
-    option("reduce", "mean", "reduce='mean' has no meaning with frames=None", frames=None),
+    option("reduce", "mean", "reduce='mean' has no meaning with frames=None: pass", frames=None),
     option("empty", "zero", "empty='zero': expected one of 'drop', 'nearest'"),
     option("doy", "first", "doy='first': expected one of 'midpoint', 'observed'"),
-    option("doy_base", 2, "doy_base=2: wanted 0 .* or 1"),
-    option("fill_value", np.inf, "fill_value=inf: wanted a finite digital number, or None"),
+    option("doy_base", 2, "doy_base=2: expected 0 .* or 1"),
+    option("fill_value", np.inf, "fill_value=inf: expected a finite digital number, or None"),
     option("period", "2022-06-01/2022-06-01", "is empty: its end is exclusive"),
     option("period", ("2022-10-01", "2022-04-01"), "is empty: its end is exclusive"),
-    option("period", "soon", "period='soon': wanted '2022', '2022-06'"),
-    option("period", 2022, "period=2022: wanted '2022'"),
+    option("period", "soon", "period='soon': expected '2022', '2022-06'"),
+    option("period", 2022, "period=2022: expected '2022'"),
     option(
         "period", "2019", "no acquisition between 2019-01-01 and 2020-01-01.*run from 2022-01-15", CubeError
     ),
@@ -352,7 +352,7 @@ def _nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("xr_anysat.embedding.blocks.get_encoder", refuse)
     monkeypatch.setattr("xr_anysat.model.weights.get_encoder", refuse)
-    monkeypatch.setattr(compositing, "composite", refuse)
+    monkeypatch.setattr(compositing, "compose_frame", refuse)
 
 
 def refused(cube: Any, row: Bad) -> None:

@@ -1,7 +1,7 @@
-"""T frames of a cube: equal bins of a period, each composed of what was observed in it.
+"""Compose the frames of a cube: the period is cut into equal bins, and each bin gives one frame.
 
-The result is itself a cube ``(time, band, y, x)``, float32 with NaN for what is missing, with the
-coords ``doy``, ``n_obs``, ``bin_start`` and ``bin_end`` along time.
+The result is again a cube ``(time, band, y, x)``, float32 with NaN for missing values, with the coords ``doy``,
+``n_obs``, ``bin_start`` and ``bin_end`` along time.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from typing import Any, TypeGuard
 
@@ -28,28 +28,26 @@ from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 Period = str | Sequence[Any] | None
 
-REDUCERS = ("median", "mean", "clearest")
-
 EMPTY = ("drop", "nearest")
 
 DOY = ("midpoint", "observed")
 
 FRAMES_ATTR = "anysat_frames"
-"""attrs key that makes a cube known as composed: JSON of how."""
+"""attrs key of composed frames: JSON of the options and acquisitions they were composed with."""
 
 PERIOD_ATTR = "anysat_period"
-"""attrs key of the period a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
+"""attrs key of the period that a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
 
 PERIOD_TIMES_ATTR = "anysat_period_times"
-"""attrs key of the first and the last time of that cube: cut in time, it is loaded for that period no more."""
+"""attrs key of the first and last time of that cube. If they differ, the cube was cut and the period is void."""
 
 SOURCE_ATTRS = (
     "catalog", "items", "items_left_out", "harmonize", "mask", "scl_invalid", "dilate_m", "max_cloud", "on_error",
 )  # fmt: skip
-"""attrs of ``open_s2`` that tell where pixels come from; ``items`` also that the +1000 offset was decided."""
+"""attrs of ``open_s2`` that say where pixels come from; ``items`` also shows that the +1000 offset was decided."""
 
 STRIP_BYTES = 1 << 20
-"""Bytes of observations composed at a time: as much as a processor's cache holds with all that is made of it."""
+"""Bytes of observations composed at a time, few enough to fit with all temporary arrays into a processor's cache."""
 
 
 def frames(
@@ -67,8 +65,8 @@ def frames(
 ) -> xr.DataArray:
     """Compose a cube into `n` frames with days of the year.
 
-    The period ``[start, end)`` of ``days`` days is cut at ``start + days·i // n``. A frame is made,
-    band by band and pixel by pixel, of the valid observations of its bin.
+    The period ``[start, end)`` of ``days`` days is cut at ``start + days·i // n``. A frame is composed per band and
+    pixel from the valid observations of its bin.
 
     Parameters
     ----------
@@ -79,38 +77,39 @@ def frames(
     period : str or (start, end), optional
         ``"2022"``, ``"2022-06"``, ``"2022-04-01/2022-10-01"`` or a pair of dates; the end is
         exclusive. Default: the period that the cube was loaded for, else from its first to its
-        last day. Acquisitions outside of it take no part.
+        last day. Acquisitions outside of it are not used.
     reduce : {"median", "mean", "clearest"}
-        ``clearest`` takes all bands of the observation with the least blue (B2), where haze and
-        cloud show first: a spectrum that was really observed. Mask cloud shadows before.
+        How observations are combined. ``clearest`` takes all bands of the observation with the lowest
+        blue (B2), the band most sensitive to haze and cloud, so that the spectrum is one that was
+        observed. Mask cloud shadows first.
     empty : {"drop", "nearest"}
-        A bin without any acquisition is left out, or is a copy of the frame nearest in time (the
-        earlier of two) at its own bin's midpoint.
+        A bin without any acquisition is dropped, or gets a copy of the frame nearest in time (the
+        earlier of two), dated at the midpoint of the bin.
     doy : {"midpoint", "observed"}
         Date of a frame: the middle day of its bin (``bin_start + days_of_bin // 2``), or the median
         day of its acquisitions.
     doy_base : {0, 1}
-        Day of the year of 1 January. With 0, days run 0..364 as upstream's documentation says (31
-        December of a leap year is 364 too); with 1 they are ``tm_yday``, 1..366, as most of
-        upstream's training loaders have it.
+        Day of the year of 1 January. With 0, days run from 0 to 364 as in upstream's documentation (31
+        December of a leap year is also 364). With 1 they are ``tm_yday``, 1 to 366, as in most of
+        upstream's training loaders.
     bands, nodata
         See :func:`xr_anysat.cube.reading.read_cube`.
     fill_value : float, optional
-        Digital number to put where nothing was observed, which then counts as observed. Default:
-        what is missing stays missing.
+        Digital number for pixels without an observation, which then count as observed. Default:
+        missing values stay missing.
 
     Returns
     -------
     DataArray, (time, band, y, x) float32
         Lazy if `cube` is. Coords along time: ``doy`` (days), ``n_obs`` (acquisitions in the bin),
-        ``bin_start``, ``bin_end``. ``attrs["anysat_frames"]`` is JSON of how it was made.
+        ``bin_start``, ``bin_end``. ``attrs["anysat_frames"]`` is JSON with the options and acquisitions.
 
     Raises
     ------
     OptionError
-        An option is impossible, or the period is empty.
+        If an option is impossible, or the period is empty.
     CubeError
-        The cube cannot be read, or has no acquisition in the period.
+        If the cube cannot be read, or has no acquisition in the period.
 
     Examples
     --------
@@ -127,15 +126,15 @@ def frames(
     array([1, 2, 1, 2, 1, 1, 2, 1])
     """
     check_not_embedding(cube)
-    recipe = CompositeOptions(option("frames", n), period, reduce, empty, doy, doy_base, fill_value)
-    if check_composed(cube, recipe, bands=bands, nodata=nodata):
+    options = CompositeOptions(option("frames", n), period, reduce, empty, doy, doy_base, fill_value)
+    if check_composed(cube, options, bands=bands, nodata=nodata):
         return cube
-    return compose(read_cube(cube, bands=bands, nodata=nodata), recipe)
+    return compose(read_cube(cube, bands=bands, nodata=nodata), options)
 
 
 @dataclass(frozen=True)
 class CompositeOptions:
-    """How to compose: the options of :func:`frames`, refused where impossible before anything is looked at."""
+    """The options of :func:`frames`, checked before the cube is read."""
 
     frames: int | None
     period: Period = None
@@ -149,84 +148,86 @@ class CompositeOptions:
         n, fill = self.frames, self.fill_value
         if n is not None:
             n = check_whole_number("frames", n, hint=", or None for every acquisition")
-            object.__setattr__(self, "frames", n)  # NumPy's own have no JSON
-        for name, known in (("reduce", REDUCERS), ("empty", EMPTY), ("doy", DOY)):
+            object.__setattr__(self, "frames", n)  # NumPy's integers have no JSON
+        for name, known in (("reduce", tuple(REDUCE_MODES)), ("empty", EMPTY), ("doy", DOY)):
             value = getattr(self, name)
             check_choice(name, value, known)
             if n is None and value != known[0]:
                 raise OptionError(
-                    f"{name}={value!r} has no meaning with frames=None: give a number of frames"
+                    f"{name}={value!r} has no meaning with frames=None: pass a number of frames, or leave {name}= out"
                 )
         if isinstance(self.doy_base, bool) or self.doy_base not in (0, 1):
-            raise OptionError(f"doy_base={self.doy_base!r}: wanted 0 (1 January is day 0) or 1 (it is day 1)")
+            raise OptionError(
+                f"doy_base={self.doy_base!r}: expected 0 (1 January is day 0) or 1 (it is day 1)"
+            )
         object.__setattr__(self, "doy_base", int(self.doy_base))
         if fill is not None:
             if not is_number(fill):
                 raise OptionError(
-                    f"fill_value={fill!r}: wanted a finite digital number, or None to leave gaps out"
+                    f"fill_value={fill!r}: expected a finite digital number, or None to leave gaps out"
                 )
             object.__setattr__(self, "fill_value", float(fill))
         parse_period(self.period)
 
 
 def check_not_embedding(cube: Any) -> None:
-    """Refuse an embedding cube where a Sentinel-2 cube is wanted."""
+    """Refuse an embedding cube where a Sentinel-2 cube is expected."""
     if isinstance(cube, xr.DataArray | xr.Dataset) and "D" in cube.dims:
         raise CubeTypeError(
-            f"dims {tuple(cube.dims)} are those of an embedding cube: wanted a Sentinel-2 cube (time, band, y, x); "
+            f"dims {tuple(cube.dims)} are those of an embedding cube: expected a Sentinel-2 cube (time, band, y, x); "
             "call this on the cube that was embedded"
         )
 
 
 def check_composed(
     cube: xr.DataArray | xr.Dataset,
-    recipe: CompositeOptions,
+    options: CompositeOptions,
     *,
     bands: Sequence[str] | None = None,
     nodata: float | None = None,
 ) -> TypeGuard[xr.DataArray]:
-    """Whether `cube` is what :func:`frames` made.
+    """Return whether `cube` is a result of :func:`frames`, and check that it can be used as it is.
 
     Raises
     ------
     OptionError
-        If it is, and `recipe` asks for composing it anew, or `bands` or `nodata` for reading it otherwise.
+        If it is, and `options` request another composition, or `bands` or `nodata` another reading.
     CubeError
-        If it was, but has lost its bands or days since.
+        If it is, but its bands or days were lost or changed.
     """
     if FRAMES_ATTR not in getattr(cube, "attrs", {}):
         return False
     record = json.loads(cube.attrs[FRAMES_ATTR])
-    asked, base = record["frames"], record["doy_base"]
-    anew = recipe != CompositeOptions(recipe.frames, doy_base=recipe.doy_base) or recipe.frames not in (
-        None,
-        asked,
-    )
-    if anew or bands is not None or nodata is not None:
+    recorded, base = record["frames"], record["doy_base"]
+    defaults = CompositeOptions(options.frames, doy_base=options.doy_base)
+    differs = options != defaults or options.frames not in (None, recorded)
+    if differs or bands is not None or nodata is not None:
         raise OptionError(
-            f"this cube is already composed (frames={asked}, {cube.sizes['time']} of them observed): pass "
-            "frames=None and no option of composing, bands= or nodata=, or start from the acquisitions"
+            f"this cube is already composed (frames={recorded}, {cube.sizes['time']} of them observed): pass "
+            "frames=None without bands=, nodata= and options of composing, or start from the acquisitions"
         )
-    if recipe.doy_base not in (0, base):
+    if options.doy_base not in (0, base):
         raise OptionError(
-            f"this cube was composed with doy_base={base}, not {recipe.doy_base}: compose it anew"
+            f"this cube was composed with doy_base={base}, not {options.doy_base}: pass doy_base={base}, or compose "
+            "the acquisitions again"
         )
-    as_made = isinstance(cube, xr.DataArray) and cube.dims == ("time", "band", "y", "x")
-    if not as_made or list(cube["band"].values) != list(S2.bands):
+    original = isinstance(cube, xr.DataArray) and cube.dims == ("time", "band", "y", "x")
+    if not original or list(cube["band"].values) != list(S2.bands):
         raise CubeError(
             f"composed frames as a {type(cube).__name__} with dims {tuple(cube.dims)}, or with other bands than "
-            f"{', '.join(S2.bands)}: hand them in as frames() made them, or drop attrs['anysat_frames'] to have them "
-            "read as a cube of acquisitions"
+            f"{', '.join(S2.bands)}: pass them as frames() returned them, or drop attrs['anysat_frames'] to read them "
+            "as a cube of acquisitions"
         )
-    if cube.sizes["time"] > (asked or record["acquisitions"]):
+    if cube.sizes["time"] > (recorded or record["acquisitions"]):
         raise CubeError(
-            f"{cube.sizes['time']} composed frames, but a record of {asked or record['acquisitions']}: were several "
-            "joined? Drop attrs['anysat_frames'] to have them read as a cube of acquisitions, with frames=None"
+            f"{cube.sizes['time']} composed frames, but a record of {recorded or record['acquisitions']}: it "
+            "seems that several results of frames() were joined. Drop attrs['anysat_frames'] and pass frames=None to "
+            "read them as a cube of acquisitions"
         )
     if "doy" not in cube.coords:
         raise CubeError(
-            "composed frames without their 'doy' coordinate: put it back, cube.assign_coords(doy=('time', days)), or "
-            "drop attrs['anysat_frames'] to have them read as a cube of acquisitions"
+            "composed frames without their 'doy' coordinate: restore it with cube.assign_coords(doy=('time', days)), "
+            "or drop attrs['anysat_frames'] to read them as a cube of acquisitions"
         )
     return True
 
@@ -236,7 +237,7 @@ def check_composed(
 
 @dataclass(frozen=True)
 class Bin:
-    """One frame: its days [start, end), its date, and the acquisitions [first, stop) it is made of."""
+    """A bin of the period: its days [start, end), the date of its frame, and its acquisitions [first, stop)."""
 
     start: pd.Timestamp
     end: pd.Timestamp
@@ -246,7 +247,7 @@ class Bin:
 
 
 def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
-    """The half-open period of whole days, or None for None.
+    """Parse a period into its first day and the day after its last; None gives None.
 
     Examples
     --------
@@ -257,130 +258,175 @@ def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
     """
     if period is None:
         return None
-    wanted = (
-        "wanted '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
+    expected = (
+        "expected '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
     )
     try:
         parts = period.split("/") if isinstance(period, str) else list(period)
         if not all(re.match(r"\d{4}(\d{4}|Q\d)?\b", p) for p in parts if isinstance(p, str)):
-            raise ValueError("a date begins with its year")  # pandas takes 'April', and 1/2/2022 either way
+            raise ValueError(
+                "a date begins with its year"
+            )  # pandas accepts 'April', and 1/2/2022 is ambiguous
         if isinstance(period, str) and len(parts) == 1:
             span = pd.Period(period)
             start, end = span.start_time, (span + 1).start_time
         else:
             start, end = (pd.Timestamp(p) for p in parts)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"{period=}: {wanted}") from error
-    if (
-        pd.isna(start)
-        or pd.isna(end)
-        or start != start.normalize()
-        or end != end.normalize()
-        or start.tz
-        or end.tz
-    ):
-        raise OptionError(f"{period=}: {wanted}, of whole days without a time zone")
+        raise OptionError(f"{period=}: {expected}") from error
+    if any(pd.isna(t) or t != t.normalize() or t.tz for t in (start, end)):
+        raise OptionError(f"{period=}: {expected}, of whole days without a time zone")
     if end <= start:
-        raise OptionError(f"{period=} is empty: its end is exclusive and must lie after its start")
+        raise OptionError(f"{period=} is empty: its end is exclusive and must be after its start")
     return start, end
 
 
 def recorded_period(cube: xr.DataArray) -> str | None:
-    """The period that a cube was loaded for, if it was not cut in time since."""
+    """Return the period that a cube was loaded for; None if it is not recorded, or the cube was cut in time."""
     times = cube["time"].values
     whole = cube.attrs.get(PERIOD_TIMES_ATTR, span_of(times)) == span_of(times)
     return cube.attrs.get(PERIOD_ATTR) if whole else None
 
 
 def span_of(times: np.ndarray) -> str:
-    """First and last of `times`, for :data:`PERIOD_TIMES_ATTR`."""
+    """Format the first and last of `times` for :data:`PERIOD_TIMES_ATTR`."""
     return f"{pd.Timestamp(times.min()).isoformat()}/{pd.Timestamp(times.max()).isoformat()}"
 
 
 def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timestamp]:
-    """The n + 1 bounds of n equal bins: ``start + days·i // n``."""
+    """Return the n + 1 bounds of n equal bins, ``start + days·i // n``."""
     days = (end - start).days
     if days < n:
         raise OptionError(
             f"a period of {days} days ({start.date()} to {end.date()}) cannot be cut into {n} frames of whole "
-            "days: ask for fewer frames, give a longer period=, or frames=None for every acquisition"
+            "days: request fewer frames, pass a longer period=, or frames=None for every acquisition"
         )
     return [start + pd.Timedelta(days=days * i // n) for i in range(n + 1)]
 
 
 def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
-    """Days of the year (n,) int64; with base 0 the last day of a leap year is 364, as upstream has it."""
+    """Return days of the year (n,) int64. With base 0 the last day of a leap year is 364, as in upstream."""
     days = np.array([d.day_of_year - 1 for d in dates], np.int64)
     return days + 1 if base else np.minimum(days, 364)
 
 
 def plan_bins(
-    times: np.ndarray, recipe: CompositeOptions, recorded: str | None
+    times: np.ndarray, options: CompositeOptions, recorded: str | None
 ) -> tuple[list[Bin], dict[str, Any]]:
-    """Which acquisitions (sorted `times`) go into which frame, and a record of it."""
-    n = recipe.frames
+    """Assign acquisitions (sorted `times`) to bins; return the bins that give frames, and a record of them."""
+    n = options.frames
     days = pd.DatetimeIndex(times)
     whole = (days[0].normalize(), days[-1].normalize() + pd.Timedelta(days=1))
-    start, end = parse_period(recipe.period) or parse_period(recorded) or whole
-    meets = (days >= start) & (days < end)
-    inside = [int(i) for i in np.flatnonzero(meets)]
-    if not inside:
+    start, end = parse_period(options.period) or parse_period(recorded) or whole
+    inside = (days >= start) & (days < end)
+    if not inside.any():
         raise CubeError(
-            f"no acquisition between {start.date()} and {end.date()} (exclusive): the cube's run from "
-            f"{days[0].date()} to {days[-1].date()}. Give a period= that meets them, or load that period"
+            f"no acquisition between {start.date()} and {end.date()} (exclusive): those of the cube run from "
+            f"{days[0].date()} to {days[-1].date()}. Pass a period= that contains some of them, or load that period"
         )
     record = {
-        **asdict(recipe),
+        **asdict(options),
         "period": f"{start.date()}/{end.date()}",
-        "acquisitions": len(inside),
-        "outside_period": len(days) - len(inside),
-        "dates": [str(d.date()) for d in days[meets]],
-        "dates_outside": [str(d.date()) for d in days[~meets]],
+        "acquisitions": int(inside.sum()),
+        "outside_period": int((~inside).sum()),
+        "dates": [str(d.date()) for d in days[inside]],
+        "dates_outside": [str(d.date()) for d in days[~inside]],
     }
     if n is None:
         day = pd.Timedelta(days=1)
+        chosen = map(int, np.flatnonzero(inside))
         return [
-            Bin(days[i].normalize(), days[i].normalize() + day, days[i], i, i + 1) for i in inside
+            Bin(days[i].normalize(), days[i].normalize() + day, days[i], i, i + 1) for i in chosen
         ], record
     bounds = bin_bounds(start, end, n)
     edges = [int(e) for e in np.searchsorted(days, pd.DatetimeIndex(bounds))]
     bins = []
     for (a, b), (i, j) in zip(pairwise(bounds), pairwise(edges), strict=True):
         date = a + pd.Timedelta(days=(b - a).days // 2)
-        if recipe.doy == "observed" and j > i:
+        if options.doy == "observed" and j > i:
             date = pd.Timestamp(days[i:j].to_series().median()).normalize()
         bins.append(Bin(a, b, date, i, j))
     observed = [x for x in bins if x.stop > x.first]
     record["empty_bins"] = n - len(observed)
-    if recipe.empty == "drop":
+    if options.empty == "drop":
         return observed, record
     return [x if x.stop > x.first else _nearest_observed(x, observed) for x in bins], record
 
 
-def _nearest_observed(hole: Bin, observed: list[Bin]) -> Bin:
-    """The bin `hole` at its own date with the acquisitions of the nearest observed bin (the earlier of two)."""
-    near = min(observed, key=lambda x: (abs(x.date - hole.date), x.start))
-    return Bin(hole.start, hole.end, hole.date, near.first, near.stop)
+def _nearest_observed(empty: Bin, observed: list[Bin]) -> Bin:
+    """Return the bin `empty` with the acquisitions of the nearest observed bin (the earlier of two)."""
+    nearest = min(observed, key=lambda x: (abs(x.date - empty.date), x.start))
+    return replace(empty, first=nearest.first, stop=nearest.stop)
+
+
+# ---------------------------------------------------------------------- ways to reduce
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    return bottleneck.nanmedian(values, axis=0)[None] if len(values) > 1 else values
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    if len(values) == 1:
+        return values
+    observed = np.isfinite(values)
+    count = observed.sum(0, keepdims=True)
+    # in float64 the sum of whole numbers is exact in any order
+    total = np.where(observed, values, 0).sum(0, keepdims=True, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _clearest(values: np.ndarray) -> np.ndarray:
+    complete = np.isfinite(values).all(1, keepdims=True)
+    blue = np.where(complete, values[:, S2.bands.index("B2")][:, None], np.inf)
+    best = np.broadcast_to(blue.argmin(0, keepdims=True), (1, *values.shape[1:]))
+    return np.take_along_axis(np.where(complete, values, np.nan), best, 0)
+
+
+@dataclass(frozen=True)
+class ReduceMode:
+    """A way to combine the observations of a bin.
+
+    Attributes
+    ----------
+    combine : callable
+        Combines observations (n, band, y, x), float32 with NaN where missing, into one frame (1, band, y, x).
+        n is at least 1. It is called with some of the pixels at a time.
+    all_bands : bool
+        Whether it needs all bands of a pixel at once.
+    """
+
+    combine: Callable[[np.ndarray], np.ndarray]
+    all_bands: bool = False
+
+
+REDUCE_MODES = {
+    "median": ReduceMode(_median),
+    "mean": ReduceMode(_mean),
+    "clearest": ReduceMode(_clearest, all_bands=True),
+}
+"""The values of ``reduce=``; the first is the default."""
 
 
 # ---------------------------------------------------------------------- pixels
 
 
-def compose(cube: Cube, recipe: CompositeOptions) -> xr.DataArray:
-    """The frames of a canonical cube; see :func:`frames`."""
+def compose(cube: Cube, options: CompositeOptions) -> xr.DataArray:
+    """Compose the frames of a canonical cube; see :func:`frames`."""
     array = cube.array
-    bins, record = plan_bins(array["time"].values, recipe, recorded_period(array))
+    bins, record = plan_bins(array["time"].values, options, recorded_period(array))
     own = [x.stop > x.first and x.start <= pd.Timestamp(array["time"].values[x.first]) < x.end for x in bins]
-    data = _reduce(array.data, bins, recipe.reduce, cube.nodata, recipe.fill_value)
     dates = [x.date for x in bins]
     along_time = {
-        "doy": day_of_year(dates, recipe.doy_base),
-        "n_obs": np.array([x.stop - x.first if mine else 0 for x, mine in zip(bins, own, strict=True)]),
+        "doy": day_of_year(dates, options.doy_base),
+        "n_obs": np.array(
+            [x.stop - x.first if observed else 0 for x, observed in zip(bins, own, strict=True)]
+        ),
         "bin_start": pd.DatetimeIndex([x.start for x in bins]),
         "bin_end": pd.DatetimeIndex([x.end for x in bins]),
     }
     out = xr.DataArray(
-        data,
+        _compose_frames(array.data, bins, options.reduce, cube.nodata, options.fill_value),
         dims=("time", "band", "y", "x"),
         coords={
             **{k: c for k, c in array.coords.items() if "time" not in c.dims},
@@ -396,63 +442,18 @@ def compose(cube: Cube, recipe: CompositeOptions) -> xr.DataArray:
     return out
 
 
-def composite(
-    parts: Sequence[np.ndarray], reduce: str, nodata: float, fill_value: float | None
-) -> np.ndarray:
-    """One frame (1, band, y, x) float32 of the observations of its bin, arrays (n, band, y, x) that follow in time.
-
-    A few rows at a time: what is made on the way, several times the size of the observations, stays small.
-    """
-    _, bands, height, width = parts[0].shape
-    frame = np.empty((1, bands, height, width), np.float32)
-    step = max(1, STRIP_BYTES * height // max(1, sum(p.nbytes for p in parts)))
-    for top in range(0, height, step):
-        rows = np.s_[:, :, top : top + step]
-        values = parts[0][rows] if len(parts) == 1 else np.concatenate([p[rows] for p in parts])
-        frame[rows] = _composite_rows(values, reduce, nodata, fill_value)
-    return frame
-
-
-def _composite_rows(values: np.ndarray, reduce: str, nodata: float, fill_value: float | None) -> np.ndarray:
-    x = blank_missing(values, nodata)
-    if reduce == "median" and len(x) > 1:
-        x = bottleneck.nanmedian(x, axis=0)[None]
-    elif reduce == "mean" and len(x) > 1:  # float64: the sum of whole numbers is then exact in any order
-        there = np.isfinite(x)
-        count = there.sum(0, keepdims=True)
-        total = np.where(there, x, 0).sum(0, keepdims=True, dtype=np.float64)
-        x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-    elif reduce == "clearest":
-        whole = np.isfinite(x).all(1, keepdims=True)
-        blue = np.where(whole, x[:, S2.bands.index("B2")][:, None], np.inf)
-        best = blue.argmin(0, keepdims=True)
-        x = np.take_along_axis(np.where(whole, x, np.nan), np.broadcast_to(best, (1, *x.shape[1:])), 0)
-    return x if fill_value is None else np.where(np.isfinite(x), x, np.float32(fill_value))
-
-
-def _composite_chunks(
-    chunks: list[np.ndarray], span: slice, reduce: str, nodata: float, fill_value: float | None
-) -> np.ndarray:
-    """`composite` of the dates `span` of chunks that follow each other in time."""
-    parts, start = [], 0
-    for chunk in chunks:
-        parts.append(chunk[max(0, span.start - start) : max(0, span.stop - start)])
-        start += len(chunk)
-    return composite(parts, reduce, nodata, fill_value)
-
-
-def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: float | None) -> Any:
-    """The frames (T, band, y, x) of a NumPy or dask array (time, band, y, x)."""
+def _compose_frames(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: float | None) -> Any:
+    """Compose the frames (T, band, y, x) of a NumPy or dask array (time, band, y, x)."""
     if isinstance(data, np.ndarray):
-        made = np.empty((len(bins), *data.shape[1:]), np.float32)
-        for frame, x in zip(made, bins, strict=True):
-            frame[None] = composite([data[x.first : x.stop]], reduce, nodata, fill_value)
-        return made
+        composed = np.empty((len(bins), *data.shape[1:]), np.float32)
+        for frame, x in zip(composed, bins, strict=True):
+            frame[None] = compose_frame([data[x.first : x.stop]], reduce, nodata, fill_value)
+        return composed
     import dask.array as da
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
 
-    data = _fit_task(data, bins, whole_bands=reduce == "clearest")
+    data = _fit_task(data, bins, all_bands=REDUCE_MODES[reduce].all_bands)
     spans = [(x.first, x.stop) for x in bins]
     name = FRAMES_LAYER + tokenize(data.name, spans, reduce, nodata, fill_value)
     graph: dict[Any, Any] = {}
@@ -461,25 +462,56 @@ def _reduce(data: Any, bins: list[Bin], reduce: str, nodata: float, fill_value: 
         span = slice(x.first - start, x.stop - start)
         for place in product(*(range(len(c)) for c in data.chunks[1:])):
             keys = [(data.name, t, *place) for t in range(first, stop)]
-            graph[(name, i, *place)] = (_composite_chunks, keys, span, reduce, nodata, fill_value)
+            graph[(name, i, *place)] = (_compose_chunks, keys, span, reduce, nodata, fill_value)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[data])
     chunks = ((1,) * len(bins), *data.chunks[1:])
     return da.Array(layers, name, chunks=chunks, meta=np.empty((0,) * 4, np.float32))
 
 
+def _compose_chunks(
+    chunks: list[np.ndarray], span: slice, reduce: str, nodata: float, fill_value: float | None
+) -> np.ndarray:
+    """Compose one frame of the dates `span` of chunks that follow each other in time."""
+    parts, start = [], 0
+    for chunk in chunks:
+        parts.append(chunk[max(0, span.start - start) : max(0, span.stop - start)])
+        start += len(chunk)
+    return compose_frame(parts, reduce, nodata, fill_value)
+
+
+def compose_frame(
+    parts: Sequence[np.ndarray], reduce: str, nodata: float, fill_value: float | None
+) -> np.ndarray:
+    """Compose one frame (1, band, y, x) float32 of observations (n, band, y, x) that follow each other in time.
+
+    It takes a few rows at a time, because temporary arrays are several times the size of the observations.
+    """
+    _, bands, height, width = parts[0].shape
+    frame = np.empty((1, bands, height, width), np.float32)
+    step = max(1, STRIP_BYTES * height // max(1, sum(p.nbytes for p in parts)))
+    for top in range(0, height, step):
+        rows = np.s_[:, :, top : top + step]
+        values = parts[0][rows] if len(parts) == 1 else np.concatenate([p[rows] for p in parts])
+        strip = REDUCE_MODES[reduce].combine(blank_missing(values, nodata))
+        frame[rows] = (
+            strip if fill_value is None else np.where(np.isfinite(strip), strip, np.float32(fill_value))
+        )
+    return frame
+
+
 def _chunks_met(x: Bin, sizes: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The chunks [first, stop) along time that a bin's acquisitions lie in, and the dates [start, end) of these."""
+    """Find the chunks [first, stop) along time with the acquisitions of a bin, and their dates [start, end)."""
     starts = np.cumsum([0, *sizes])
     first = int(np.searchsorted(starts, x.first, side="right")) - 1
     stop = int(np.searchsorted(starts, x.stop, side="left"))
     return first, stop, int(starts[first]), int(starts[stop])
 
 
-def _fit_task(data: Any, bins: list[Bin], *, whole_bands: bool) -> Any:
-    """Cut a dask array so that neither the observations of a frame nor the frame pass a task's limit."""
-    if whole_bands:
+def _fit_task(data: Any, bins: list[Bin], *, all_bands: bool) -> Any:
+    """Rechunk a dask array so that neither the observations of a frame nor the frame exceed the limit of a task."""
+    if all_bands:
         data = data.rechunk({1: -1}, method=RECHUNK)
-    # a bin meets chunks of several dates that it needs only a part of
+    # a chunk of several dates is read whole, even if a bin needs only some of them
     met = [_chunks_met(x, data.chunks[0]) for x in bins]
     dates = max(end - start for _, _, start, end in met)
     bands, height, width = (max(c) for c in data.chunks[1:])

@@ -13,9 +13,6 @@ import xarray as xr
 
 from xr_anysat.config import DEFAULTS, DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
 from xr_anysat.cube.compositing import (
-    DOY,
-    EMPTY,
-    REDUCERS,
     CompositeOptions,
     Period,
     check_composed,
@@ -76,11 +73,9 @@ class EmbedOptions:
     period: Period = _declare(
         None, '`"2022"`, `"2022-06"`, `("2022-04-01", "2022-10-01")`, end exclusive; None: the cube\'s own'
     )
-    reduce: str = _declare("median", 'or `"mean"`, `"clearest"`', choices=REDUCERS)
-    empty: str = _declare(
-        "drop", 'a bin without acquisitions is dropped; `"nearest"` repeats its neighbor', choices=EMPTY
-    )
-    doy: str = _declare("midpoint", 'date of a frame; or `"observed"`', choices=DOY)
+    reduce: str = _declare("median", 'or `"mean"`, `"clearest"`')
+    empty: str = _declare("drop", 'a bin without acquisitions is dropped; `"nearest"` repeats its neighbor')
+    doy: str = _declare("midpoint", 'date of a frame; or `"observed"`')
     doy_base: int = _declare(0, "1: 1 January is day 1")
     bands: Sequence[str] | None = _declare(None, "names of unnamed bands; None: from the cube")
     nodata: float | None = _declare(None, "value that marks a gap; None: from the cube")
@@ -159,7 +154,7 @@ class ResolvedOptions:
         The cube in canonical form.
     composed : bool
         Whether its dates are already frames.
-    recipe : CompositeOptions
+    compositing : CompositeOptions
         How to compose frames, if they are not.
     statistics : Statistics or None
         Statistics to normalize by, if they are known.
@@ -181,7 +176,7 @@ class ResolvedOptions:
 
     canonical: Cube
     composed: bool
-    recipe: CompositeOptions
+    compositing: CompositeOptions
     statistics: Statistics | None
     settings: BlockSpec
     rows: PixelRange
@@ -200,7 +195,7 @@ class ResolvedOptions:
 
     def compose(self, cube: Cube) -> xr.DataArray:
         """Return the frames of `cube`, which is `canonical` or a second reading of it."""
-        return cube.array if self.composed else compose(cube, self.recipe)
+        return cube.array if self.composed else compose(cube, self.compositing)
 
     def with_days(self, composed: xr.DataArray) -> BlockSpec:
         """Return the settings with the days of the composed frames."""
@@ -222,7 +217,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     """
     check_not_embedding(cube)
     o = options.configured()
-    recipe = CompositeOptions(o.frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
+    compositing = CompositeOptions(o.frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
     norm, statistics = parse_norm(o.norm)
     side = _check_geometry(o)
     overlap = _check_overlap(o, side, norm)
@@ -231,7 +226,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     batch = None if o.batch is None else int(o.batch)
     o.check_choices()
 
-    composed = check_composed(cube, recipe, bands=o.bands, nodata=o.nodata)
+    composed = check_composed(cube, compositing, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
     spec = encoder_spec(o.model, o.weights, o.device, o.precision)
 
@@ -245,9 +240,9 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     )
     # in the order of the fields; an option without an entry here is recorded as passed
     config = {f.name: getattr(o, f.name) for f in fields(o)} | {
-        "frames": None if composed else recipe.frames, "period": None, "doy_base": recipe.doy_base,
+        "frames": None if composed else compositing.frames, "period": None, "doy_base": compositing.doy_base,
         "bands": None if o.bands is None else list(o.bands), "nodata": to_json_number(o.nodata),
-        "fill_value": recipe.fill_value,
+        "fill_value": compositing.fill_value,
         "norm": asdict(statistics) if statistics is not None and norm == "statistics" else norm,
         "patch_size": int(o.patch_size), "tile": tile, "overlap": overlap, "anchor": anchor, "resize": resize,
         "model": spec.size, "weights": str(spec.source), "device": spec.device, "precision": spec.precision,
@@ -256,7 +251,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     return ResolvedOptions(
         canonical=canonical,
         composed=composed,
-        recipe=recipe,
+        compositing=compositing,
         statistics=statistics,
         settings=settings,
         rows=rows,
