@@ -430,7 +430,7 @@ def test_models_are_stored_to_the_last_digit(emb: xr.DataArray, kind: str) -> No
 )  # fmt: skip
 def test_models_of_something_else_are_refused(kind: Any, text: str) -> None:
     with pytest.raises(
-        OptionError, match=r"holds no (PCAModel|Clusters) .*to_json\(\)|expected (vectors|as many centers)"
+        OptionError, match=r"contains no (PCAModel|Clusters) .*to_json\(\)|expected (vectors|as many centers)"
     ):
         kind.from_json(text)
 

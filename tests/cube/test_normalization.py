@@ -86,13 +86,13 @@ def test_statistics_take_any_sequence() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "says"),
     [
-        ([1] * 9, [1] * 10, "9 values of mean: wanted one for each of B2, B3"),
+        ([1] * 9, [1] * 10, "9 values of mean: expected one for each of B2, B3"),
         ([1] * 10, [1] * 11, "11 values of std"),
-        ([1] * 10, [1] * 9 + [-1], "std=.*cannot be negative"),
-        ([1] * 9 + [np.nan], [1] * 10, "mean=.*wanted finite"),
-        ([1] * 10, [np.inf] * 10, "std=.*wanted finite"),
-        (["a"] * 10, [1] * 10, "mean=.*wanted a number for each of B2"),
-        (5, [1] * 10, "mean=5: wanted a number for each of B2"),
+        ([1] * 10, [1] * 9 + [-1], "std=.*expected standard deviations of 0 or more"),
+        ([1] * 9 + [np.nan], [1] * 10, "mean=.*expected finite"),
+        ([1] * 10, [np.inf] * 10, "std=.*expected finite"),
+        (["a"] * 10, [1] * 10, "mean=.*expected a number for each of B2"),
+        (5, [1] * 10, "mean=5: expected a number for each of B2"),
         (None, [1] * 10, "mean=None"),
     ],
 )
@@ -108,7 +108,7 @@ def test_impossible_statistics(mean: Any, std: Any, says: str) -> None:
     ["", "garbage", "[]", "5", "null", "{}", '{"mean": [1]}', '{"mean": 1, "std": 2, "x": 3}', None, b"\xff"],
 )
 def test_statistics_from_garbage(text: Any) -> None:
-    with pytest.raises(OptionError, match=r"holds no Statistics .*: wanted what to_json\(\) wrote"):
+    with pytest.raises(OptionError, match=r"contains no Statistics .*: expected what to_json\(\) returned"):
         Statistics.from_json(text)
 
 
@@ -261,7 +261,7 @@ def ordinary(low: int = 1, high: int = 6000, dtype: str = "uint16", side: int = 
 
 
 REFLECTANCE = (
-    r"values up to 0\.\d+ look like reflectance: wanted digital numbers.*\(cube \* 10000\)\.anysat\.embed"
+    r"values up to 0\.\d+ look like reflectance: expected digital numbers.*\(cube \* 10000\)\.anysat\.embed"
 )
 
 
@@ -316,7 +316,9 @@ def test_what_lies_under_gaps_gives_nothing_away() -> None:
         check_values(values, ~valid)
 
 
-OFFSET = r"no digital number lies below 1\d\d\d: it looks as if the \+1000 offset.*Nothing was changed"
+OFFSET = (
+    r"no digital number is below 1\d\d\d: the cube seems to contain the \+1000 offset.*Nothing was changed"
+)
 
 
 def test_the_offset_of_baseline_4_is_warned_of_and_left() -> None:
@@ -373,7 +375,7 @@ def test_markers_that_nobody_declared_are_warned_of(marker: int, dtype: str, say
 def test_unsigned_numbers_that_ran_below_zero_are_warned_of() -> None:
     cube = ordinary()
     with pytest.warns(
-        AnySatWarning, match=r"values of 65\d\d\d count as observed.*ran below zero, cast to float"
+        AnySatWarning, match=r"values of 65\d\d\d count as observed.*wrapped below zero, cast to float"
     ):
         xr_anysat.embed(cube - np.uint16(1000), None, patch_size=80, norm="pastis", **TINY)
 
@@ -446,7 +448,7 @@ def test_a_large_cube_is_read_twice_and_gives_the_same(
 
 def test_statistics_of_nothing_are_refused() -> None:
     cube = plain()
-    with pytest.raises(CubeError, match=r"nothing valid in this cube: no statistics.*nodata="):
+    with pytest.raises(CubeError, match=r"nothing valid in this cube, so it has no statistics.*nodata="):
         xr_anysat.statistics(cube * 0, 2)
 
 
@@ -470,7 +472,7 @@ def test_lazy_moments_are_one_small_block_a_chunk() -> None:
 @pytest.mark.parametrize("merged", [3, 64])
 def test_no_task_merges_many_parts(merged: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the area: a task of a cluster names all that it needs."""
-    monkeypatch.setattr("xr_anysat.cube.normalization.MERGED", merged)
+    monkeypatch.setattr("xr_anysat.cube.normalization.MAX_MERGED_PARTS", merged)
     data = plain(height=20, width=18).astype("float32").chunk(time=1, y=4, x=3).data
     lazy = tile_statistics(data)
     np.testing.assert_allclose(lazy.compute(), tile_statistics(data.compute()), rtol=1e-12)

@@ -251,7 +251,7 @@ def test_geotiffs_of_several_dates(synth: xr.DataArray) -> None:
 def test_the_offset_is_noticed_and_the_remedy_works() -> None:
     cube = open_dates(shared("synth"), masked=False)
     before, later = cube.sel(time=slice(None, "2022-01-25")), cube.sel(time=slice("2022-01-25", None))
-    with pytest.warns(AnySatWarning, match=r"lies below 13\d\d: it looks as if the \+1000 offset"):
+    with pytest.warns(AnySatWarning, match=r"is below 13\d\d: the cube seems to contain the \+1000 offset"):
         xr_anysat.statistics(later, None)
     mended = later.where(later != 0) - 1000
     stats = xr_anysat.statistics(mended, None, nodata=np.nan)

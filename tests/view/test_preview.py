@@ -81,7 +81,7 @@ def test_each_acquisition_is_a_frame() -> None:
         axes = axes_of(cube.anysat.preview())
         assert list(axes) == ["frame 0", "frame 1", "frame 2", "calendar"]
         assert axes["frame 1"].get_title() == "2022-03-01\nDOY 59\n100 % valid"
-        assert axes["calendar"].get_title("left").endswith("every acquisition a frame")
+        assert axes["calendar"].get_title("left").endswith("one frame per acquisition")
 
 
 def test_one_stretch_for_all_frames() -> None:

@@ -1,4 +1,4 @@
-"""From digital numbers to what the model saw in training: clipping, normalization, statistics."""
+"""Convert digital numbers to the values that the model was trained on: clipping, normalization, statistics."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import Stored
 from xr_anysat.shared.values import check_choice
 
-STD_FLOOR = 1e-6
-"""Least standard deviation divided by, as in rs-embed: a constant band becomes zero."""
+MIN_STD = 1e-6
+"""Lower bound of the standard deviation in divisions, as in rs-embed: a constant band becomes zero."""
 
-# Reflectance of clouds and glint passes 1, but not this, which is beyond 16 bits' 6.55; digital numbers always do.
-REFLECTANCE_MAX = 10.0
+MAX_REFLECTANCE = 10.0
+"""Values up to this can be reflectance, which exceeds 1 for clouds and glint; 16-bit products end at 6.55."""
 
-# No surface's digital numbers lie beyond: markers of missing pixels do, and unsigned numbers that ran below zero.
-DN_LEAST, DN_MOST = -5_000, 32_767
+MIN_PLAUSIBLE_DN, MAX_PLAUSIBLE_DN = -5_000, 32_767
+"""Range of the digital numbers of any surface. Values outside mark missing pixels, or are unsigned numbers that
+wrapped below zero."""
 
-# Products with the offset have no digital number below it. Above this the darkest one is no sign of the offset:
-# a bright scene has no dark pixels.
-BOA_OFFSET_DARK = 1400
+MAX_OFFSET_MINIMUM = 1400
+"""Products with the +1000 offset have no digital number below the offset. If the minimum is above this, the scene is
+only bright."""
 
-# Fewer values than this say nothing.
-BOA_OFFSET_COUNT = 10_000
+MIN_OFFSET_VALUES = 10_000
+"""With fewer values than this, their minimum says nothing about the offset."""
 
 NORMS = (
     "per_tile_zscore",
@@ -47,10 +48,10 @@ NORMS = (
 )
 
 STATISTICS_LAYER = "anysat-statistics-"
-"""How the names of lazy statistics begin in a graph, by which `to_zarr` finds them."""
+"""Prefix of the names of lazy statistics in a graph, by which `to_zarr` finds them."""
 
-MERGED = 64
-"""Parts of lazy statistics that a task merges: a task says where each of its parts is, so few keep it small."""
+MAX_MERGED_PARTS = 64
+"""Parts of lazy statistics per merging task. A task lists its parts, so that fewer keep it small."""
 
 _SAME = {"reflectance": "unit_scale", "none": "raw"}
 
@@ -64,7 +65,7 @@ class Statistics(Stored):
     mean, std : tuple of 10 float
         In the order of :data:`xr_anysat.BANDS`, DN.
     count : int
-        Observations (frames × valid pixels) they were computed from; 0 where that is not known.
+        Number of observations (frames × valid pixels) behind them; 0 if unknown.
 
     Examples
     --------
@@ -85,24 +86,24 @@ class Statistics(Stored):
                 values = tuple(float(v) for v in given)
             except (TypeError, ValueError) as error:
                 raise OptionError(
-                    f"{name}={given!r}: wanted a number for each of {', '.join(S2.bands)}"
+                    f"{name}={given!r}: expected a number for each of {', '.join(S2.bands)}"
                 ) from error
             if len(values) != len(S2.bands):
                 raise OptionError(
-                    f"{len(values)} values of {name}: wanted one for each of {', '.join(S2.bands)}"
+                    f"{len(values)} values of {name}: expected one for each of {', '.join(S2.bands)}"
                 )
             if not all(map(math.isfinite, values)):
-                raise OptionError(f"{name}={values}: wanted finite digital numbers")
+                raise OptionError(f"{name}={values}: expected finite digital numbers")
             object.__setattr__(self, name, values)
         if any(s < 0 for s in self.std):
-            raise OptionError(f"std={self.std}: standard deviations cannot be negative")
+            raise OptionError(f"std={self.std}: expected standard deviations of 0 or more")
 
     def array(self) -> np.ndarray:
-        """(2, 10) float64: the means, then the standard deviations."""
+        """Return the means and the standard deviations, (2, 10) float64."""
         return np.array([self.mean, self.std])
 
 
-# MODEL: gastruc/AnySat, the demo's TreeSatAI-TS statistics (clouds included).
+# gastruc/AnySat: statistics of TreeSatAI-TS in its demo (clouds included).
 TREESATAI = Statistics(
     mean=(4304.3, 4159.3, 4057.8, 4329.0, 4571.2, 4644.9, 4837.2, 4700.3, 2823.3, 2320.0),
     std=(3538.0, 3324.2, 3270.1, 3250.5, 2897.4, 2754.5, 2821.5, 2626.0, 1731.6, 1549.3),
@@ -118,7 +119,7 @@ _FIXED = {"pastis": PASTIS, "treesatai": TREESATAI}
 
 
 def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
-    """Name of a normalization and the statistics it fixes, if it does.
+    """Return the name of a normalization, and its statistics if they are known without a cube.
 
     Examples
     --------
@@ -139,24 +140,24 @@ def parse_norm(norm: Any) -> tuple[str, Statistics | None]:
 
 
 def observed(values: np.ndarray) -> np.ndarray:
-    """Where all ten bands of frames (T, 10, y, x) were observed, (T, y, x) bool.
+    """Return where all ten bands of frames (T, 10, y, x) were observed, (T, y, x) bool.
 
-    The model takes an observation whole or not at all.
+    The model takes only observations of all bands.
     """
-    there: np.ndarray = np.isfinite(values).all(1)
-    return there
+    complete: np.ndarray = np.isfinite(values).all(1)
+    return complete
 
 
 def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Digital numbers (T, 10, y, x) in 0..10 000, float32, zero where not `valid` (T, y, x)."""
+    """Clip digital numbers (T, 10, y, x) to 0..10 000, float32, with zero where not `valid` (T, y, x)."""
     clipped: np.ndarray = np.clip(values, 0.0, S2.max_dn).astype(np.float32, copy=False)
     return clipped if valid.all() else np.where(valid[:, None], clipped, np.float32(0))
 
 
 def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool = False) -> None:
-    """Look whether `values` (T, 10, y, x), not clipped yet, are digital numbers; changes nothing.
+    """Check that `values` (T, 10, y, x), before clipping, are digital numbers; nothing is changed.
 
-    `offset_decided` says that the +1000 offset was settled by metadata, as ``open_s2`` does.
+    `offset_decided` means that metadata decided about the +1000 offset, as in ``open_s2``.
 
     Raises
     ------
@@ -166,40 +167,40 @@ def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool 
     Warns
     -----
     AnySatWarning
-        If they look as if the +1000 offset of baseline 04.00 were still in them, or a marker of missing pixels.
+        If they seem to contain the +1000 offset of baseline 04.00, or a marker of missing pixels.
     """
     if not valid.any():
         return
     where: Any = True if valid.all() else valid[:, None]
-    most = float(values.max(where=where, initial=-np.inf))
-    least = float(values.min(where=where, initial=np.inf))
+    maximum = float(values.max(where=where, initial=-np.inf))
+    minimum = float(values.min(where=where, initial=np.inf))
     # whole numbers are dark ground, not reflectance
-    if 0 < most <= REFLECTANCE_MAX and (values % 1 > 0).any(where=where):
+    if 0 < maximum <= MAX_REFLECTANCE and (values % 1 > 0).any(where=where):
         raise CubeError(
-            f"values up to {most:g} look like reflectance: wanted digital numbers, reflectance × 10 000. "
+            f"values up to {maximum:g} look like reflectance: expected digital numbers, reflectance × 10 000. "
             "Multiply first: (cube * 10000).anysat.embed(...)"
         )
-    # Python shows a text once, so texts that differ with every block would flood the screen
-    if most > DN_MOST or least < DN_LEAST:
-        seen = most if most > DN_MOST else least
+    # Python shows each text once: texts that differ per block would flood the screen
+    if maximum > MAX_PLAUSIBLE_DN or minimum < MIN_PLAUSIBLE_DN:
+        seen = maximum if maximum > MAX_PLAUSIBLE_DN else minimum
         warn(
-            f"values of {seen:g} count as observed, but no reflectance × 10 000 goes that far: if it marks missing "
-            f"pixels, say so with nodata={seen:g}; if unsigned numbers ran below zero, cast to float before "
+            f"values of {seen:g} count as observed, but are outside the range of reflectance × 10 000. If they mark "
+            f"missing pixels, pass nodata={seen:g}. If unsigned numbers wrapped below zero, cast to float before "
             "subtracting. They were only clipped to 0..10 000"
         )
-    suspicious = S2.offset <= least <= BOA_OFFSET_DARK and not offset_decided
-    if suspicious and valid.sum() * len(S2.bands) >= BOA_OFFSET_COUNT:
+    suspicious = S2.offset <= minimum <= MAX_OFFSET_MINIMUM and not offset_decided
+    if suspicious and valid.sum() * len(S2.bands) >= MIN_OFFSET_VALUES:
         warn(
-            f"no digital number lies below {least // 100 * 100:.0f}: it looks as if the +{S2.offset} offset of "
-            f"processing baseline 04.00 and later were still in. If so, subtract it from what was observed: "
+            f"no digital number is below {minimum // 100 * 100:.0f}: the cube seems to contain the +{S2.offset} offset "
+            "of processing baseline 04.00 and later. If so, subtract it from the observed values: "
             f"(cube.where(cube != nodata) - {S2.offset}).anysat.embed(nodata=float('nan')). Nothing was changed"
         )
 
 
 def moments(values: np.ndarray) -> np.ndarray:
-    """Count, mean and sum of squared deviations (3, 10) float64 of frames (T, 10, y, x)."""
+    """Return count, mean and sum of squared deviations (3, 10) float64 of frames (T, 10, y, x)."""
     parts = []
-    for frame in values:  # one at a time: float64 is twice the size
+    for frame in values:  # one at a time, because float64 takes twice the memory
         valid = observed(frame[None])
         rows = clip(frame[None], valid)[0][:, valid[0]].astype(np.float64)  # (10, n)
         if rows.shape[1]:
@@ -210,9 +211,9 @@ def moments(values: np.ndarray) -> np.ndarray:
 
 
 def merge_moments(parts: np.ndarray) -> np.ndarray:
-    """Moments (3, 10) of the whole, from the moments (n, 3, 10) of its parts.
+    """Merge the moments (n, 3, 10) of n parts into the moments (3, 10) of all of them.
 
-    Chan, Golub and LeVeque's formula (1983), in float64.
+    This is the formula of Chan, Golub and LeVeque (1983), in float64.
     """
     count, mean, spread = parts[:, 0], parts[:, 1], parts[:, 2]
     total = count.sum(0)
@@ -220,35 +221,36 @@ def merge_moments(parts: np.ndarray) -> np.ndarray:
     return np.stack([total, whole, (spread + count * np.square(mean - whole)).sum(0)])
 
 
-def _merged(parts: np.ndarray) -> np.ndarray:
+def _merge_block(parts: np.ndarray) -> np.ndarray:
     return merge_moments(parts)[None]
 
 
 def mean_and_std(parts: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation (2, 10) from the moments (n, 3, 10); NaN where nothing was observed."""
+    """Return mean and standard deviation (2, 10) from the moments (n, 3, 10) of n parts; NaN without observations."""
     count, mean, spread = merge_moments(parts)
     unknown = np.where(count > 0, 0.0, np.nan)
     return np.stack([mean, np.sqrt(spread / np.maximum(count, 1))]) + unknown
 
 
 def normalize(values: np.ndarray, valid: np.ndarray, norm: str, stats: np.ndarray | None) -> np.ndarray:
-    """What the model gets: (T, 10, y, x) float32, zero where missing.
+    """Normalize clipped digital numbers for the model.
 
     Parameters
     ----------
     values : ndarray, (T, 10, y, x) float32
-        Clipped digital numbers.
+        Clipped digital numbers, zero where missing.
     valid : ndarray, (T, y, x) bool
-        What was observed.
+        Where all bands were observed.
     norm : str
-        ``unit_scale``: divided by 10 000. ``raw``: as they are. ``per_window_zscore``: by the mean
-        and standard deviation of `values` themselves. All else: by `stats`.
+        ``unit_scale``: divide by 10 000. ``raw``: leave unchanged. ``per_window_zscore``: use the mean
+        and standard deviation of `values` themselves. Others: use `stats`.
     stats : ndarray, (2, 10) float64, or None
         Mean and standard deviation.
 
     Returns
     -------
-    ndarray
+    ndarray, (T, 10, y, x) float32
+        Zero where missing.
     """
     if norm == "raw":
         return values
@@ -258,9 +260,9 @@ def normalize(values: np.ndarray, valid: np.ndarray, norm: str, stats: np.ndarra
         if not valid.any():
             return values
         stats = mean_and_std(moments(np.where(valid[:, None], values, np.nan))[None])
-    assert stats is not None  # every other mode comes with statistics
+    assert stats is not None  # every other normalization has statistics
     mean, std = stats.astype(np.float32)[:, :, None, None]
-    scaled: np.ndarray = (values - mean) / np.maximum(std, np.float32(STD_FLOOR))
+    scaled: np.ndarray = (values - mean) / np.maximum(std, np.float32(MIN_STD))
     return scaled if valid.all() else np.where(valid[:, None], scaled, np.float32(0))
 
 
@@ -277,10 +279,10 @@ def statistics(
     nodata: float | None = None,
     fill_value: float | None = None,
 ) -> Statistics:
-    """Mean and standard deviation of each band over all frames and valid pixels; computes at once.
+    """Compute the mean and standard deviation of each band over all frames and valid pixels, immediately.
 
-    Save them and hand them to every later call as ``norm=``: embeddings are then comparable between
-    areas and years, and do not depend on what else was in the cube.
+    Save them and pass them to later calls as ``norm=``. Embeddings are then comparable between areas and
+    years, and do not depend on the rest of the cube.
 
     Parameters
     ----------
@@ -310,22 +312,23 @@ def statistics(
     >>> stats.mean[0], stats.std[0], stats.count
     (1000.0, 0.0, 32)
     """
-    made = make_frames(
+    composed = make_frames(
         cube, option("frames", frames), period=period, reduce=reduce, empty=empty, doy=doy, doy_base=doy_base,
         bands=bands, nodata=nodata, fill_value=fill_value,
     )  # fmt: skip
-    parts = np.asarray(lazy_moments(made.data, check=True, offset_decided="items" in made.attrs))
+    parts = np.asarray(lazy_moments(composed.data, check=True, offset_decided="items" in composed.attrs))
     mean, std = mean_and_std(parts)
     count = int(parts[:, 0, 0].sum())
     if not count:
-        raise CubeError("nothing valid in this cube: no statistics (is nodata= right, is the mask too wide?)")
+        raise CubeError("nothing valid in this cube, so it has no statistics: check nodata= and the mask")
     return Statistics(tuple(mean), tuple(std), count)
 
 
 def lazy_moments(data: Any, *, check: bool = False, offset_decided: bool = False) -> Any:
-    """The moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`.
+    """Return the moments (n, 3, 10) of the n chunks of frames (T, 10, y, x), NumPy or dask; see `check_values`.
 
-    Large chunks are taken one frame at a time, so that none waits for the others; a check looks at all frames.
+    Large chunks are split into single frames, so that no frame is kept until the others are read. With `check`, they
+    are not, because a check needs all frames.
     """
     if isinstance(data, np.ndarray):
         return _block_moments(data, check, offset_decided)[0, 0, 0][None]
@@ -350,16 +353,16 @@ def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.
 
 
 def tile_statistics(data: Any) -> Any:
-    """Mean and standard deviation (2, 10) of frames, lazily where `data` is lazy."""
+    """Return mean and standard deviation (2, 10) of frames; lazy if `data` is."""
     parts = lazy_moments(data)
     if isinstance(parts, np.ndarray):
         return mean_and_std(parts)
     import dask.array as da
     from dask.base import tokenize
 
-    while len(parts) > MERGED:
+    while len(parts) > MAX_MERGED_PARTS:
         parts = da.map_blocks(
-            _merged, parts.rechunk({0: MERGED}), chunks=(1, *parts.shape[1:]),
+            _merge_block, parts.rechunk({0: MAX_MERGED_PARTS}), chunks=(1, *parts.shape[1:]),
             dtype=np.float64, meta=np.empty((0, 0, 0)),
         )  # fmt: skip
     return da.map_blocks(

@@ -1,6 +1,6 @@
-"""What became of each acquisition: which bin it fell into, or why it takes no part.
+"""The outcome of each acquisition: the bin it is in, or why it was not used.
 
-Read off the record that :func:`xr_anysat.frames` writes; no pixel is looked at.
+Everything comes from the record that :func:`xr_anysat.frames` writes; no pixel is read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
 ALONG_TIME = ("time", "doy", "n_obs", "bin_start", "bin_end")
 """Coords that composed frames have along time."""
 
-LABELLED = 26
-"""Bins that have the days of their frames written into them, at most: more have no room."""
-
 USED = "in a frame"
 
 OUTSIDE = "outside the period"
@@ -35,15 +32,15 @@ class Slot:
     start, end : Timestamp
         Its days, the end exclusive.
     date : Timestamp or None
-        That of its frame; None if it has none in the cube.
-    fate : str
-        What became of it, if it was empty or its frame is not in the cube; else "".
+        Date of its frame; None if the cube has no frame of it.
+    outcome : str
+        What happened to it, if it was empty or its frame is not in the cube; else "".
     """
 
     start: pd.Timestamp
     end: pd.Timestamp
     date: pd.Timestamp | None
-    fate: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -55,20 +52,20 @@ class Timeline:
     start, end : Timestamp
         The period, the end exclusive.
     slots : list of Slot
-        Its bins; none where every acquisition is a frame.
-    lanes : dict of str to list of Timestamp
-        Acquisitions by what became of them, the used ones first. What was left out when the cube was
-        opened counts by item, the rest by date.
+        Its bins; empty if every acquisition is a frame.
+    groups : dict of str to list of Timestamp
+        Acquisitions by outcome, the used ones first. Those left out when the cube was opened are
+        counted by item, the others by date.
     """
 
     start: pd.Timestamp
     end: pd.Timestamp
     slots: list[Slot]
-    lanes: dict[str, list[pd.Timestamp]]
+    groups: dict[str, list[pd.Timestamp]]
 
 
 def has_timeline(array: xr.DataArray) -> bool:
-    """Whether an array has the record of composed frames, and the coords that go with it."""
+    """Return whether an array has the record of composed frames and the coords that belong to it."""
     along = all(n in array.coords and array[n].dims == ("time",) for n in ALONG_TIME)
     return FRAMES_ATTR in array.attrs and along
 
@@ -79,7 +76,7 @@ def timeline(frames: xr.DataArray) -> Timeline:
     Parameters
     ----------
     frames : DataArray, (time, ...)
-        What :func:`xr_anysat.frames` made, or some of it.
+        The result of :func:`xr_anysat.frames`, or a selection of it.
 
     Returns
     -------
@@ -95,22 +92,22 @@ def timeline(frames: xr.DataArray) -> Timeline:
     ...     coords={"time": days, "band": list(xr_anysat.BANDS)},
     ... )
     >>> calendar = timeline(cube.anysat.frames(3, period="2022"))
-    >>> [slot.fate for slot in calendar.slots]
+    >>> [slot.outcome for slot in calendar.slots]
     ['', 'empty, left out', '']
-    >>> {label: len(dates) for label, dates in calendar.lanes.items()}
+    >>> {label: len(dates) for label, dates in calendar.groups.items()}
     {'in a frame': 3, 'outside the period': 1}
     """
     record = json.loads(frames.attrs[FRAMES_ATTR])
     span = parse_period(record["period"])
-    assert span is not None  # it was effective
-    lanes = {USED: [pd.Timestamp(d) for d in record["dates"]]}
+    assert span is not None  # the record has the period that was used
+    groups = {USED: [pd.Timestamp(d) for d in record["dates"]]}
     if record["dates_outside"]:
-        lanes[OUTSIDE] = [pd.Timestamp(d) for d in record["dates_outside"]]
+        groups[OUTSIDE] = [pd.Timestamp(d) for d in record["dates_outside"]]
     for item in json.loads(frames.attrs.get("items", "[]")):
         if item["used"] is not True:
             label = f"left out: {item['used'].split(':')[0]}"
-            lanes.setdefault(label, []).append(pd.Timestamp(item["datetime"]).tz_localize(None))
-    return Timeline(*span, _slots(frames, record["frames"], span, lanes[USED]), lanes)
+            groups.setdefault(label, []).append(pd.Timestamp(item["datetime"]).tz_localize(None))
+    return Timeline(*span, _slots(frames, record["frames"], span, groups[USED]), groups)
 
 
 def _slots(
@@ -125,18 +122,20 @@ def _slots(
         at = place.get(start)
         observed = any(start <= d < end for d in used)
         if at is None:
-            fate = "not in this cube" if observed else "empty, left out"
+            outcome = "not in this cube" if observed else "empty, left out"
         else:
-            fate = "" if observed else "empty, the nearest repeated"
-        slots.append(Slot(start, end, None if at is None else pd.Timestamp(frames["time"].values[at]), fate))
+            outcome = "" if observed else "empty, the nearest repeated"
+        slots.append(
+            Slot(start, end, None if at is None else pd.Timestamp(frames["time"].values[at]), outcome)
+        )
     return slots
 
 
 def describe(calendar: Timeline) -> str:
-    """The period, its bins, and what became of those without a frame of their own."""
+    """Describe the period, its bins, and the outcome of bins without a frame of their own."""
     period = f"{calendar.start:%Y-%m-%d} to {calendar.end - pd.Timedelta(days=1):%Y-%m-%d}"
     if not calendar.slots:
-        return f"{period}, every acquisition a frame"
-    fates = Counter(slot.fate for slot in calendar.slots if slot.fate)
+        return f"{period}, one frame per acquisition"
+    outcomes = Counter(slot.outcome for slot in calendar.slots if slot.outcome)
     bins = f"{len(calendar.slots)} bin{'s' if len(calendar.slots) > 1 else ''}"
-    return f"{period} in {bins}" + "".join(f"; {n} {fate}" for fate, n in fates.items())
+    return f"{period} in {bins}" + "".join(f"; {n} {outcome}" for outcome, n in outcomes.items())

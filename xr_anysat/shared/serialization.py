@@ -1,4 +1,4 @@
-"""Numbers that are found once and used everywhere: kept as JSON, to the last digit."""
+"""Results that are computed once and used in later calls, as JSON without loss of precision."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xr_anysat.errors import OptionError
 
 @dataclass(frozen=True)
 class Stored:
-    """A dataclass of plain numbers, text, tuples and dicts that JSON gives back equal."""
+    """A dataclass of plain numbers, text, tuples and dicts, which JSON restores without a difference."""
 
     def to_json(self) -> str:
-        """As JSON; `from_json` reads it back to the last digit."""
+        """Convert to JSON, which `from_json` reads without loss of precision."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote.
+        """Read what `to_json` returned.
 
         Raises
         ------
@@ -32,10 +32,10 @@ class Stored:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"{str(text)[:80]!r} holds no {cls.__name__} ({error}): wanted what to_json() wrote"
+                f"{str(text)[:80]!r} contains no {cls.__name__} ({error}): expected what to_json() returned"
             ) from error
 
 
 def json_default(value: Any) -> Any:
-    """NumPy's numbers and arrays, and whatever else attrs hold, for JSON."""
+    """Convert NumPy numbers and arrays for JSON, and other values of attrs to text."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.timeline import LABELLED, OUTSIDE, USED, Timeline, describe
+from xr_anysat.cube.timeline import OUTSIDE, USED, Timeline, describe
 
 # Blue, orange and vermilion as in Okabe and Ito's palette, which color-blind readers can distinguish. Blue and
 # orange are slightly shifted, to be readable on light and dark backgrounds.
@@ -20,18 +20,21 @@ VERMILION = "#d55e00"
 MARGIN = 0.04
 """Width before and after the period, as a share of the period."""
 
+MAX_LABELED_BINS = 26
+"""Bins up to this number show the days of the year of their frames; more have no room for them."""
+
 MAX_TICKS = 13
 """Labelled ticks of the time axis: enough for every month of a year, and for the first of the next."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin of the period: its first and last position, its description and its `Slot.fate`."""
+    """A bin of the period: its first and last position, its description and its `Slot.outcome`."""
 
     left: float
     right: float
     text: str
-    fate: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,14 @@ def lay_out(frames: xr.DataArray, line: Timeline) -> Calendar:
         Bin(
             position(slot.start),
             position(slot.end),
-            f"{slot.start:%Y-%m-%d} – {slot.end - pd.Timedelta(days=1):%Y-%m-%d} {slot.fate}".rstrip(),
-            slot.fate,
+            f"{slot.start:%Y-%m-%d} – {slot.end - pd.Timedelta(days=1):%Y-%m-%d} {slot.outcome}".rstrip(),
+            slot.outcome,
         )
         for slot in line.slots
     ]
     dates = zip(pd.DatetimeIndex(frames["time"].values), frames["doy"].values, strict=True)
     rows = []
-    for label, acquired in line.lanes.items():
+    for label, acquired in line.groups.items():
         places = sorted(position(date) for date in acquired)
         drawn = [place for place in places if left <= place <= right]
         before, after = any(place < left for place in places), any(place > right for place in places)
@@ -121,7 +124,7 @@ def lay_out(frames: xr.DataArray, line: Timeline) -> Calendar:
         start=start,
         end=end,
         bins=bins,
-        days=[(position(date), str(doy)) for date, doy in dates] if 0 < len(bins) <= LABELLED else [],
+        days=[(position(date), str(doy)) for date, doy in dates] if 0 < len(bins) <= MAX_LABELED_BINS else [],
         rows=rows,
         ticks=[(position(date), label) for date, label in ticks(line.start, line.end)],
     )

@@ -170,7 +170,7 @@ def strip(calendar: Calendar) -> Markup:
         box = {"x": at(each.left), "y": ROW, "width": round(at(each.right) - at(each.left), 1)}
         shade = {"height": rows * ROW, "fill_opacity": f"{0.06 + 0.08 * (i % 2):.2f}"}
         parts.append(element("rect", element("title", each.text), **box, **shade))
-        if each.fate:
+        if each.outcome:
             dashed = {"fill": "none", "stroke": "currentColor", "stroke_dasharray": "3 3"}
             parts.append(element("rect", **box, height=ROW, **dashed))
     for number, label in enumerate(calendar.labels, 1):

@@ -243,7 +243,7 @@ def _draw_calendar(axes: Axes, calendar: Calendar) -> None:
     for i, each in enumerate(calendar.bins):
         corner, width = (each.left, 0), each.right - each.left
         axes.add_patch(Rectangle(corner, width, bottom, facecolor=SHADES[i % 2], edgecolor="none", zorder=0))
-        if each.fate:
+        if each.outcome:
             axes.add_patch(Rectangle(corner, width, 1, facecolor=GREY, edgecolor=HATCH, hatch="//////", lw=0))
     halo = [withStroke(linewidth=2, foreground=SHADES[0])]
     for position, doy in calendar.days:
