@@ -179,8 +179,8 @@ def test_variables_of_other_names_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("bands", "error", "says"),
     [
-        (PADDED[:-1], OptionError, "has 9 names: wanted one for each of the 10"),
-        ("B02", OptionError, "wanted a list of names"),
+        (PADDED[:-1], OptionError, "has 9 names: expected one for each of the 10"),
+        ("B02", OptionError, "expected a list of names"),
         ([*PADDED[:-1], "B11"], CubeError, r"\{'B11': \['B11', 'B11'\]\} are several of the same band"),
         ([*PADDED[:-1], "SCL"], CubeError, "missing B12"),
         (list(range(10)), CubeError, "bands without names"),
@@ -208,7 +208,9 @@ def test_bands_of_different_shapes_are_refused() -> None:
     ds = odc_stac()
     with pytest.raises(CubeError, match=r"differ in shape.*'swir22': \{'y': 4, 'x': 5\}.*one 10 m grid"):
         read_cube(ds.assign(swir22=ds["swir22"].isel(time=0, drop=True)))
-    with pytest.raises(CubeError, match=r"'swir22' has dims \('time', 'y', 'x_20m'\): wanted \(time, y, x\)"):
+    with pytest.raises(
+        CubeError, match=r"'swir22' has dims \('time', 'y', 'x_20m'\): expected \(time, y, x\)"
+    ):
         read_cube(ds.assign(swir22=ds["swir22"].rename(x="x_20m")))
 
 
@@ -237,9 +239,7 @@ def test_dates_beside_a_dim_of_another_name() -> None:
     assert_is_the_cube(read_cube(cube.assign_coords(time=("t", dates))), plain())
     numbered = cube.assign_coords(t=range(len(dates)), time=("t", dates))
     assert_is_the_cube(read_cube(numbered), plain())
-    with pytest.raises(
-        CubeError, match=r"dim 't' and beside it a coordinate 'time' \(\).*drop_vars\('time'\)"
-    ):
+    with pytest.raises(CubeError, match=r"both a dim 't' and a coordinate 'time' \(\).*drop_vars\('time'\)"):
         read_cube(cube.assign_coords(t=dates, time=dates[0]))
 
 
@@ -366,13 +366,13 @@ def test_nodata(
 
 @pytest.mark.parametrize("given", ["0", True, [0], np.array([0]), 1j])
 def test_nodata_is_a_number(given: Any) -> None:
-    with pytest.raises(OptionError, match=r"nodata=.*: wanted a number, or None"):
+    with pytest.raises(OptionError, match=r"nodata=.*: expected a number, or None"):
         read_cube(plain(), nodata=given)
 
 
 @pytest.mark.parametrize("declared", ["none", [], {}])
 def test_declared_nodata_is_a_number(declared: Any) -> None:
-    with pytest.raises(CubeError, match=r"nodata=.* in the cube's metadata: wanted a number.*nodata=0"):
+    with pytest.raises(CubeError, match=r"nodata=.* in the cube's metadata: expected a number.*nodata=0"):
         read_cube(plain().assign_attrs(nodata=declared))
 
 
@@ -421,7 +421,7 @@ def test_what_is_missing(values: np.ndarray, nodata: float, there: list[bool]) -
 
 @pytest.mark.parametrize("dtype", ["complex64", "bool", "datetime64[s]", "object", "<U4"])
 def test_values_are_numbers(dtype: str) -> None:
-    with pytest.raises(CubeError, match=r"values of dtype .*: wanted integers or floats, cast"):
+    with pytest.raises(CubeError, match=r"values of dtype .*: expected integers or floats, cast"):
         read_cube(plain().astype(dtype))
 
 
@@ -529,9 +529,7 @@ def test_crs_of_rioxarray() -> None:
 
 def test_a_crs_that_cannot_be_understood_is_refused() -> None:
     cube = centred().assign_attrs(crs="EPSG:0")
-    with pytest.raises(
-        CubeError, match=r"CRS 'EPSG:0' cannot be understood.*odc\.assign_crs\('EPSG:32632'\)"
-    ):
+    with pytest.raises(CubeError, match=r"CRS 'EPSG:0' cannot be parsed.*odc\.assign_crs\('EPSG:32632'\)"):
         read_cube(cube)
 
 

@@ -467,7 +467,7 @@ def test_options_are_those_of_embed() -> None:
         cube.anysat.plan(2, patch_size=50, **TINY)
     with pytest.raises(xr_anysat.CubeError, match="missing B12"):
         cube.isel(band=slice(9)).anysat.plan(2, **TINY)
-    with pytest.raises(xr_anysat.CubeTypeError, match="a ndarray: wanted an xarray DataArray"):
+    with pytest.raises(xr_anysat.CubeTypeError, match="a ndarray: expected an xarray DataArray"):
         xr_anysat.plan(cube.values, 2, **TINY)
     with pytest.warns(AnySatWarning, match="4096 patches per window"):
         cube.anysat.plan(2, tile=64, **TINY)

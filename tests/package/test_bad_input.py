@@ -88,11 +88,11 @@ ROWS = [
     Bad(
         "NumPy",
         CubeTypeError,
-        r"a ndarray: wanted an xarray DataArray.*xarray\.DataArray\(values",
+        r"a ndarray: expected an xarray DataArray.*xarray\.DataArray\(values",
         lambda: plain().values,
     ),
-    Bad("None", CubeTypeError, "a NoneType: wanted an xarray", lambda: None),
-    Bad("a path", CubeTypeError, "a str: wanted an xarray", lambda: "cube.nc"),
+    Bad("None", CubeTypeError, "a NoneType: expected an xarray", lambda: None),
+    Bad("a path", CubeTypeError, "a str: expected an xarray", lambda: "cube.nc"),
     Bad("an embedding", CubeTypeError, "those of an embedding cube: expected a Sentinel-2 cube", embedding),
     Bad("embeddings", CubeTypeError, "those of an embedding cube", lambda: embedding().to_dataset()),
     Bad(
@@ -133,29 +133,29 @@ ROWS = [
         rioxarray_stack,
     ),
     Bad("no names for bands", CubeError, "bands without names", lambda: placed().drop_vars("band")),
-    option("bands", PADDED[:7], "has 7 names: wanted one for each of the 10"),
-    option("bands", "B02", "bands='B02': wanted a list"),
+    option("bands", PADDED[:7], "has 7 names: expected one for each of the 10"),
+    option("bands", "B02", "bands='B02': expected a list"),
     option("bands", [*PADDED[:9], "B11"], "'B11'.*are several of the same band", CubeError),
     Bad(
         "20 m bands apart",
         CubeError,
-        r"'swir22' has dims \('time', 'y', 'x20'\): wanted \(time, y, x\)",
+        r"'swir22' has dims \('time', 'y', 'x20'\): expected \(time, y, x\)",
         lambda: odc_stac().assign(swir22=odc_stac()["swir22"].rename(x="x20")),
     ),
     # dims and times
     Bad(
         "no band dim",
         CubeError,
-        r"dims \('time', 'y', 'x'\): wanted \(time, band, y, x\), without 'band'.*rename",
+        r"dims \('time', 'y', 'x'\): expected \(time, band, y, x\); 'band' missing.*rename",
         lambda: placed().isel(band=0),
     ),
     Bad(
         "one dim more",
         CubeError,
-        r"'tile' is not one of them.*isel\(extra=0\)",
+        r"'tile' not expected.*isel\(extra=0\)",
         lambda: placed().expand_dims("tile"),
     ),
-    Bad("no y", CubeError, "without 'y' it is no cube", lambda: plain().isel(y=0)),
+    Bad("no y", CubeError, "'y' missing", lambda: plain().isel(y=0)),
     Bad(
         "two dims of time",
         CubeError,
@@ -174,17 +174,17 @@ ROWS = [
         r"the 3 images have no dates.*assign_coords\(time=dates\)",
         lambda: placed().drop_vars("time"),
     ),
-    Bad("a date is NaT", CubeError, "1 of 3 times are NaT: drop or date", with_nat),
+    Bad("a date is NaT", CubeError, "1 of 3 times are NaT: drop those images", with_nat),
     Bad(
         "numbers for dates",
         CubeError,
-        r"times of dtype int64 .*wanted datetime64.*to_datetime",
+        r"times of dtype int64 .*expected datetime64.*to_datetime",
         lambda: placed().assign_coords(time=[1, 2, 3]),
     ),
     Bad(
         "dates day first",
         CubeError,
-        r"'31/01/2022'.*wanted datetime64 or ISO 8601",
+        r"'31/01/2022'.*expected datetime64 or ISO 8601",
         lambda: placed().assign_coords(time=["31/01/2022"] * 3),
     ),
     *(
@@ -194,10 +194,10 @@ ROWS = [
     Bad(
         "complex",
         CubeError,
-        r"dtype complex64: wanted integers or floats.*astype",
+        r"dtype complex64: expected integers or floats.*astype",
         lambda: placed().astype("complex64"),
     ),
-    Bad("bool", CubeError, "dtype bool: wanted integers", lambda: placed().astype(bool)),
+    Bad("bool", CubeError, "dtype bool: expected integers", lambda: placed().astype(bool)),
     # grid
     Bad(
         "degrees",
@@ -244,16 +244,16 @@ ROWS = [
     Bad(
         "a CRS of nowhere",
         CubeError,
-        "CRS 'mars' cannot be understood.*assign_crs",
+        "CRS 'mars' cannot be parsed.*assign_crs",
         lambda: centred().assign_attrs(crs="mars"),
     ),
     # nodata
-    option("nodata", "0", "nodata='0': wanted a number, or None"),
-    option("nodata", [0], r"nodata=\[0\]: wanted a number"),
+    option("nodata", "0", "nodata='0': expected a number, or None"),
+    option("nodata", [0], r"nodata=\[0\]: expected a number"),
     Bad(
         "nodata in words",
         CubeError,
-        "nodata='none' in the cube's metadata: wanted a number",
+        "nodata='none' in the cube's metadata: expected a number",
         lambda: placed().assign_attrs(nodata="none"),
     ),
     # patch and window

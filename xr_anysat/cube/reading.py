@@ -1,7 +1,7 @@
-"""What odc-stac, stackstac, xee, rioxarray or plain NumPy make of Sentinel-2, as one canonical cube.
+"""Read Sentinel-2 cubes of odc-stac, stackstac, xee, rioxarray or plain NumPy as one canonical cube.
 
-Everything after this module sees dims ``(time, band, y, x)``, the ten bands in AnySat's order, times
-sorted, rows from north to south, one meaning of "missing", and pixels of 10 m (or no CRS at all).
+A canonical cube has the dims ``(time, band, y, x)``, the ten bands in the order of AnySat, sorted times, rows from
+north to south, one nodata value, and pixels of 10 m (or no CRS at all).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 MAX_STRETCH = 0.05
-"""By how much a projection's metre may differ from one on the ground without a warning."""
+"""Largest relative difference between a meter of the projection and one on the ground without a warning."""
 
-# B2, B02, b02, B02_10m (CDSE), S2-L2A-B02 (openEO): the number is what counts
+# B2, B02, b02, B02_10m (CDSE), S2-L2A-B02 (openEO): only the number matters
 _BAND_NAME = re.compile(r"(?:^|[^A-Z0-9])B0?(\d{1,2}|8A)(?:_\d+M)?$")
 
 DIM_NAMES = {
@@ -48,10 +48,10 @@ class Cube:
     Attributes
     ----------
     array : DataArray, (time, band, y, x)
-        Digital numbers (reflectance × 10 000) of any integer or float dtype; coords ``time``,
-        ``band`` and whatever scalar or spatial coords there were.
+        Digital numbers (reflectance × 10 000) of any integer or float dtype, with the coords ``time``
+        and ``band``, and the scalar and spatial coords of the original.
     nodata : float
-        The value that marks a missing pixel, besides NaN; NaN where only NaN does.
+        Value of missing pixels in addition to NaN; NaN if there is no other.
     geobox : odc.geo.geobox.GeoBox or None
         CRS and pixel grid; None for plain arrays.
     """
@@ -62,7 +62,7 @@ class Cube:
 
 
 def band_name(name: Hashable) -> str | None:
-    """AnySat's name of a band under any of the names in use, or None.
+    """Return AnySat's name of a band for any of its usual names; None for other names.
 
     Examples
     --------
@@ -80,18 +80,18 @@ def band_name(name: Hashable) -> str | None:
 def read_cube(
     obj: xr.DataArray | xr.Dataset, *, bands: Sequence[str] | None = None, nodata: float | None = None
 ) -> Cube:
-    """Read any maker's Sentinel-2 cube as the canonical one; looks at metadata only, never at pixels.
+    """Read a Sentinel-2 cube of any library as a canonical cube; only metadata are read, never pixels.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        A DataArray with a band dimension (no time dimension but a scalar ``time``: one date), or a
-        Dataset with a variable a band.
+        A DataArray with a band dimension, or a Dataset with one variable per band. A scalar ``time``
+        instead of a time dimension means one date.
     bands : sequence of str, optional
-        Names of the bands (or of the Dataset's variables) in their order, where the cube has none.
+        Names of the bands (or of the variables of the Dataset) in their order, if the cube has none.
     nodata : float, optional
-        Value of missing pixels. Default: what attrs or encoding say (``nodata``, ``_FillValue``),
-        else 0 for integers and NaN for floats. NaN is always missing.
+        Value of missing pixels. Default: the value in attrs or encoding (``nodata``, ``_FillValue``),
+        else 0 for integers and NaN for floats. NaN always means missing.
 
     Returns
     -------
@@ -100,9 +100,9 @@ def read_cube(
     Raises
     ------
     CubeError
-        Bands, dims, times or the grid are missing, ambiguous or impossible.
+        If bands, dims, times or the grid are missing, ambiguous or impossible.
     CubeTypeError
-        `obj` is not an xarray object.
+        If `obj` is not an xarray object.
     """
     if isinstance(obj, xr.Dataset):
         array, nodata = _stack(obj, bands, nodata)
@@ -112,30 +112,30 @@ def read_cube(
         nodata = _nodata(array, nodata)
     else:
         raise CubeTypeError(
-            f"a {type(obj).__name__}: wanted an xarray DataArray (time, band, y, x) or a Dataset with a "
-            "variable a band; wrap an array with xarray.DataArray(values, dims=('time', 'band', 'y', 'x'), "
+            f"a {type(obj).__name__}: expected an xarray DataArray (time, band, y, x) or a Dataset with one "
+            "variable per band; wrap an array with xarray.DataArray(values, dims=('time', 'band', 'y', 'x'), "
             "coords={'time': dates, 'band': names})"
         )
     if array.dtype.kind not in "iuf":
         raise CubeError(
-            f"values of dtype {array.dtype}: wanted integers or floats, cast with .astype('float32')"
+            f"values of dtype {array.dtype}: expected integers or floats, cast with .astype('float32')"
         )
     array = _sort_times(array)
     array, geobox = _north_up(array, _find_crs(obj, array))
     _warn_unapplied_scale(obj)
-    # band-level coords (title, gsd, ...) would be wrong on what follows; 1-D coords of time may stay
+    # coords per band (title, gsd, ...) would be wrong on the result; coords along time alone are kept
     array = array.drop_vars([k for k, c in array.coords.items() if "band" in c.dims and k != "band"])
     return Cube(array, float(nodata), geobox)
 
 
 def valid_pixels(values: np.ndarray, nodata: float) -> np.ndarray:
-    """Where `values` were observed, band by band: neither NaN, nor infinite, nor `nodata`."""
-    there = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-    return there if np.isnan(nodata) else there & (values != nodata)
+    """Return where `values` were observed, per band: neither NaN, nor infinite, nor `nodata`."""
+    finite = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    return finite if np.isnan(nodata) else finite & (values != nodata)
 
 
 def blank_missing(values: np.ndarray, nodata: float) -> np.ndarray:
-    """`values` as float32 with NaN for what is missing."""
+    """Convert `values` to float32 with NaN where they are missing."""
     return np.where(valid_pixels(values, nodata), values, np.nan).astype(np.float32)
 
 
@@ -143,36 +143,36 @@ def blank_missing(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 def _rename_dims(obj: xr.DataArray) -> xr.DataArray:
-    """Dims under their canonical names and in their order, one date included."""
+    """Give dims their canonical names and order; a scalar time becomes a dim."""
     names = {}
-    for want, known in DIM_NAMES.items():
+    for canonical, known in DIM_NAMES.items():
         found = [d for d in obj.dims if d in known]
         if len(found) > 1:
-            raise CubeError(f"dims {found} could all be {want!r}: rename them, cube.rename({{...}})")
+            raise CubeError(f"dims {found} could all be {canonical!r}: rename them, cube.rename({{...}})")
         if found:
-            names[found[0]] = want
+            names[found[0]] = canonical
     missing = [d for d in ("band", "y", "x") if d not in names.values()]
     extra = [d for d in obj.dims if d not in names]
     if missing or extra:
         raise CubeError(
-            f"dims {tuple(obj.dims)}: wanted (time, band, y, x)"
-            + (f", without {', '.join(map(repr, missing))} it is no cube of bands" if missing else "")
-            + (f", and {', '.join(map(repr, extra))} is not one of them" if extra else "")
-            + ". Rename or select: cube.rename({'old': 'band'}), cube.isel(extra=0); a Dataset with a "
-            "variable a band is taken as it is"
+            f"dims {tuple(obj.dims)}: expected (time, band, y, x)"
+            + (f"; {', '.join(map(repr, missing))} missing" if missing else "")
+            + (f"; {', '.join(map(repr, extra))} not expected" if extra else "")
+            + ". Rename or select: cube.rename({'old': 'band'}), cube.isel(extra=0); a Dataset with one variable per "
+            "band can be passed as it is"
         )
     array = obj
     for old, new in names.items():
-        beside = array.coords.get(new)
+        coordinate = array.coords.get(new)
         if old == new:
             continue
-        if beside is None:
+        if coordinate is None:
             array = array.rename({old: new})
-        elif beside.dims == (old,):  # dim t with dates in the coordinate time
+        elif coordinate.dims == (old,):  # dim t with dates in the coordinate time
             array = array.swap_dims({old: new})
         else:
             raise CubeError(
-                f"a dim {old!r} and beside it a coordinate {new!r} {beside.dims}: which is it? Drop the "
+                f"both a dim {old!r} and a coordinate {new!r} {coordinate.dims}, so {new!r} is ambiguous: drop the "
                 f"coordinate, cube.drop_vars({new!r})"
             )
     if "time" not in array.dims:
@@ -185,21 +185,21 @@ def _rename_dims(obj: xr.DataArray) -> xr.DataArray:
         array = array.rename({scalar: "time"} if scalar != "time" else {}).expand_dims("time")
     for dim in ("time", "y", "x"):
         if array.sizes[dim] == 0:
-            raise CubeError(f"dims {dict(array.sizes)}: {dim!r} is empty, so there is nothing to embed")
+            raise CubeError(f"dims {dict(array.sizes)}: {dim!r} is empty, so nothing can be embedded")
     return array.transpose("time", "band", "y", "x")
 
 
 def _order_bands(names: Sequence[Hashable], what: str) -> list[int]:
-    """Positions of the ten bands among `names`."""
+    """Return the positions of the ten bands in `names`."""
     found: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         canonical = band_name(name)
         if canonical is not None:
             found.setdefault(canonical, []).append(i)
-    twice = {b: [str(names[i]) for i in at] for b, at in found.items() if len(at) > 1}
-    if twice:
+    repeated = {b: [str(names[i]) for i in at] for b, at in found.items() if len(at) > 1}
+    if repeated:
         raise CubeError(
-            f"{what} {twice} are several of the same band: select one of each, e.g. cube.sel(band=[...])"
+            f"{what} {repeated} are several of the same band: select one of each, e.g. cube.sel(band=[...])"
         )
     missing = [b for b in S2.bands if b not in found]
     if missing:
@@ -212,10 +212,12 @@ def _order_bands(names: Sequence[Hashable], what: str) -> list[int]:
 
 def _given_names(bands: Sequence[str], count: int, what: str) -> list[str]:
     if isinstance(bands, str):
-        raise OptionError(f"{bands=}: wanted a list of names, one for each of the {count} {what}")
+        raise OptionError(f"{bands=}: expected a list of names, one for each of the {count} {what}")
     names = list(bands)
     if len(names) != count:
-        raise OptionError(f"bands={names} has {len(names)} names: wanted one for each of the {count} {what}")
+        raise OptionError(
+            f"bands={names} has {len(names)} names: expected one for each of the {count} {what}"
+        )
     return names
 
 
@@ -230,8 +232,8 @@ def _select_bands(array: xr.DataArray, bands: Sequence[str] | None) -> xr.DataAr
         names = list(range(count))
     if not any(isinstance(n, str) for n in names):
         raise CubeError(
-            f"bands without names ({names}): they are matched by name, never by position. Name them with "
-            "bands=['B02', 'B03', ...] in the cube's order, or cube.assign_coords(band=[...])"
+            f"bands without names ({names}): bands are matched by name, never by position. Name them with "
+            "bands=['B02', 'B03', ...] in the order of the cube, or with cube.assign_coords(band=[...])"
         )
     order = _order_bands(names, "bands")
     picked = array if order == list(range(count)) else array.isel(band=order)
@@ -239,8 +241,8 @@ def _select_bands(array: xr.DataArray, bands: Sequence[str] | None) -> xr.DataAr
 
 
 def _declared_nodata(var: xr.DataArray) -> float | None:
-    # floats with an encoding were decoded: their missing values are NaN already, and the encoding's
-    # number is one of before scale and offset
+    # floats with an encoding were decoded: their missing values are NaN already, and the number in the
+    # encoding is from before scale and offset
     for store in (var.attrs, {} if var.dtype.kind == "f" else var.encoding):
         for key in _NODATA_KEYS:
             if store.get(key) is not None:
@@ -248,18 +250,20 @@ def _declared_nodata(var: xr.DataArray) -> float | None:
                     return float(np.asarray(store[key]).reshape(-1)[0])
                 except (ValueError, TypeError, IndexError) as error:
                     raise CubeError(
-                        f"{key}={store[key]!r} in the cube's metadata: wanted a number. Say what marks a missing "
-                        "pixel with nodata=, e.g. nodata=0"
+                        f"{key}={store[key]!r} in the cube's metadata: expected a number. Pass the value of missing "
+                        "pixels, e.g. nodata=0"
                     ) from error
     return None
 
 
 def _nodata(var: xr.DataArray, given: float | str | None) -> float:
-    if isinstance(given, str) and given == "nan":  # as a record in JSON has it
+    if isinstance(given, str) and given == "nan":  # from a record in JSON
         return float("nan")
     if given is not None:
         if isinstance(given, bool) or not isinstance(given, int | float | np.integer | np.floating):
-            raise OptionError(f"nodata={given!r}: wanted a number, or None to go by the cube's own metadata")
+            raise OptionError(
+                f"nodata={given!r}: expected a number, or None for the value in the cube's metadata"
+            )
         return float(given)
     declared = _declared_nodata(var)
     if declared is not None:
@@ -268,13 +272,13 @@ def _nodata(var: xr.DataArray, given: float | str | None) -> float:
 
 
 def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) -> tuple[xr.DataArray, float]:
-    """The variables of the ten bands as one array, and their nodata."""
+    """Stack the variables of the ten bands, and return the array and its nodata."""
     names: list[Hashable] = list(ds.data_vars)
     cubes = [n for n in names if any(d in DIM_NAMES["band"] for d in ds[n].dims)]
     if bands is None and cubes and not any(map(band_name, names)):
         raise CubeError(
-            f"a Dataset of the variables {[str(n) for n in names]}, none of them a band: wanted a variable a band, or "
-            f"the DataArray itself, dataset[{str(cubes[0])!r}]"
+            f"a Dataset of the variables {[str(n) for n in names]}, none of them a band: expected one variable per "
+            f"band, or the DataArray itself, dataset[{str(cubes[0])!r}]"
         )
     labels: Sequence[Hashable] = names if bands is None else _given_names(bands, len(names), "variables")
     order = _order_bands(labels, "variables")
@@ -284,11 +288,13 @@ def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) ->
         var = ds[names[i]]
         extra = [d for d in var.dims if d not in dims or d in DIM_NAMES["band"]]
         if extra:
-            raise CubeError(f"variable {names[i]!r} has dims {var.dims}: wanted (time, y, x)")
+            raise CubeError(
+                f"variable {names[i]!r} has dims {var.dims}: expected (time, y, x); load all bands on one grid"
+            )
         picked.append(var)
     values = [_nodata(v, nodata) for v in picked]
     same = all(v == values[0] or (np.isnan(v) and np.isnan(values[0])) for v in values)
-    if not same:  # one array has one nodata: NaN stands for all of them
+    if not same:  # one array has one nodata: NaN replaces all of them
         picked = [v.where(v != n).astype("float32") for v, n in zip(picked, values, strict=True)]
         values = [float("nan")]
     if len({v.shape for v in picked}) > 1 or len({v.dims for v in picked}) > 1:
@@ -311,7 +317,7 @@ def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
     offsets = {float(a.attrs["add_offset"]) for a in arrays if a.attrs.get("add_offset")}
     if offsets:
         warn(
-            f"attrs say add_offset={sorted(offsets)}, which was not applied to the values: if these are "
+            f"attrs declare add_offset={sorted(offsets)}, which was not applied to the values: if these are "
             f"products of baseline 04.00 or later, subtract {S2.offset} from the digital numbers first"
         )
 
@@ -326,18 +332,18 @@ def _sort_times(array: xr.DataArray) -> xr.DataArray:
         )
     times: np.ndarray = array["time"].values
     if times.dtype.kind in "OUT" and all(isinstance(t, str | date | np.datetime64) for t in times):
-        # what is no date stays what it is, and is refused below
+        # text that is not a date is left unchanged, and refused below
         with contextlib.suppress(ValueError):
             times = pd.to_datetime(times, format="ISO8601", utc=True).tz_localize(None).to_numpy()
             array = array.assign_coords(time=times)
     if times.dtype.kind != "M":
         raise CubeError(
-            f"times of dtype {times.dtype} ({times[:1]}...): wanted datetime64 or ISO 8601 text, "
+            f"times of dtype {times.dtype} ({times[:1]}...): expected datetime64 or ISO 8601 text, "
             "cube.assign_coords(time=pandas.to_datetime([...]))"
         )
     if np.isnat(times).any():
         raise CubeError(
-            f"{int(np.isnat(times).sum())} of {times.size} times are NaT: drop or date those images"
+            f"{int(np.isnat(times).sum())} of {times.size} times are NaT: drop those images, or assign their dates"
         )
     if (np.diff(times) >= np.timedelta64(0)).all():
         return array
@@ -348,7 +354,7 @@ def _sort_times(array: xr.DataArray) -> xr.DataArray:
 
 
 def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
-    """The CRS, wherever the cube's maker put it, or None."""
+    """Find the CRS in any of the places where libraries store it; None if there is none."""
     from odc.geo import CRS
     from odc.geo.xr import ODCExtensionDa
 
@@ -372,7 +378,7 @@ def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
                 return CRS(f"EPSG:{place}" if isinstance(place, int) else str(place))
             except Exception as error:
                 raise CubeError(
-                    f"CRS {place!r} cannot be understood ({error}): set it with cube.odc.assign_crs('EPSG:32632')"
+                    f"CRS {place!r} cannot be parsed ({error}): set it with cube.odc.assign_crs('EPSG:32632')"
                 ) from error
     return None
 
@@ -384,7 +390,7 @@ _REPROJECT = (
 
 
 def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | None]:
-    """Rows from north to south and columns from west to east, and the grid they lie on."""
+    """Sort rows from north to south and columns from west to east, and return the array and its grid."""
     if crs is None:
         if _looks_like_degrees(array):
             y, x = (array[d].values for d in ("y", "x"))
@@ -403,16 +409,16 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
         if dim not in array.coords or array[dim].dtype.kind not in "iuf":
             raise CubeError(
                 f"a CRS ({name}) but no {dim!r} coordinates: add them with "
-                "cube.assign_coords(y=..., x=...), centres of pixels in metres, or drop the CRS: "
+                "cube.assign_coords(y=..., x=...), centers of pixels in meters, or drop the CRS: "
                 "cube.drop_vars('spatial_ref')"
             )
     from odc.geo.xr import ODCExtensionDa, assign_crs
 
-    known = ODCExtensionDa(array).geobox  # knows a rotation and the side of a single pixel, if anything does
+    known = ODCExtensionDa(array).geobox  # the only source of a rotation, and of the size of a single pixel
     if known is not None and not known.axis_aligned:
-        raise CubeError(f"a rotated grid ({name}): wanted rows from west to east. {_REPROJECT}")
+        raise CubeError(f"a rotated grid ({name}): expected rows from west to east. {_REPROJECT}")
     single = S2.pixel_size if known is None else abs(known.resolution.x)
-    array = _centres(assign_crs(array, crs))
+    array = _center_coordinates(assign_crs(array, crs))
     size = []
     for dim, sign in (("y", -1), ("x", 1)):
         steps = np.diff(array[dim].values.astype(float))
@@ -422,7 +428,7 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
         if step * sign < 0:
             array = array.isel({dim: slice(None, None, -1)})
         size.append(abs(step))
-    # a tenth of a pixel from one end to the other
+    # at most a tenth of a pixel over the whole cube
     drift = [abs(s - S2.pixel_size) * array.sizes[d] for s, d in zip(size, ("y", "x"), strict=True)]
     if max(drift) > 0.1 * S2.pixel_size:
         raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
@@ -432,24 +438,24 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
 
 
 def _warn_if_stretched(geobox: GeoBox, name: Any) -> None:
-    """Say so if the projection's metres are far from those on the ground, as Web Mercator's are."""
+    """Warn if a meter of the projection is far from a meter on the ground, as in Web Mercator."""
     from pyproj import Proj
 
-    assert geobox.crs is not None  # it was made with one
+    assert geobox.crs is not None  # it was created with one
     projection = Proj(geobox.crs.proj)
     lon, lat = projection(*geobox.boundingbox.bbox[:2], inverse=True)
     scale = projection.get_factors(lon, lat).areal_scale ** 0.5
     if abs(1 / scale - 1) > MAX_STRETCH:
         warn(
-            f"10 m of this CRS ({name}) are {10 / scale:.1f} m on the ground here, and AnySat was trained on pixels "
+            f"10 m of this CRS ({name}) are {10 / scale:.1f} m on the ground here, but AnySat was trained on pixels "
             f"of 10 m. {_REPROJECT}"
         )
 
 
-def _centres(array: xr.DataArray) -> xr.DataArray:
-    """The array with coordinates at the centres of pixels, where stackstac put them at their corners.
+def _center_coordinates(array: xr.DataArray) -> xr.DataArray:
+    """Move coordinates to the centers of pixels if stackstac put them at the corners.
 
-    Its default is ``xy_coords="topleft"``; ``attrs["transform"]`` is the grid's whichever they are.
+    This is its default, ``xy_coords="topleft"``; ``attrs["transform"]`` describes the grid in both cases.
     """
     try:
         a, _, left, _, e, top = (float(v) for v in tuple(array.attrs.get("transform", ()))[:6])
@@ -462,7 +468,7 @@ def _centres(array: xr.DataArray) -> xr.DataArray:
 
 
 def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
-    """The grid of 10 m pixels whose first centre is the array's first coordinate."""
+    """Return the grid of 10 m pixels whose first center is the first coordinate of the array."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
 
@@ -473,11 +479,11 @@ def _exact_geobox(array: xr.DataArray, crs: Any) -> GeoBox:
 
 
 def _looks_like_degrees(array: xr.DataArray) -> bool:
-    """Whether a cube without a CRS has coordinates of less than a metre that fit on a globe."""
-    for dim, most in (("y", 90.0), ("x", 360.0)):
+    """Return whether a cube without a CRS has coordinates within the range of degrees, less than 0.1 apart."""
+    for dim, maximum in (("y", 90.0), ("x", 360.0)):
         if dim not in array.coords or array[dim].dtype.kind != "f" or array.sizes[dim] < 2:
             return False
         values = array[dim].values
-        if abs(values).max() > most or abs(values[1] - values[0]) >= 0.1:
+        if abs(values).max() > maximum or abs(values[1] - values[0]) >= 0.1:
             return False
     return True
