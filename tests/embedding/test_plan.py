@@ -37,7 +37,7 @@ from xr_anysat import AnySatWarning, OptionError, Plan
 from xr_anysat.cube import compositing
 from xr_anysat.embedding import blocks, embed, plan
 from xr_anysat.embedding import options as embed_options
-from xr_anysat.model import anysat, cost
+from xr_anysat.model import anysat, cost, transformer
 from xr_anysat.model.anysat import AnySat
 from xr_anysat.model.cost import multiply_adds, working_bytes
 from xr_anysat.shared.text import physical_memory
@@ -85,7 +85,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
     # neither inference mode nor fused attention nor oneDNN shows its products to the counter
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
     monkeypatch.setattr(AnySat, "pack", lambda self, precision: self)
-    monkeypatch.setattr(anysat, "_by_sums", lambda queries, keys: False)
+    monkeypatch.setattr(transformer, "_by_sums", lambda queries, keys: False)
 
     def count(call: Callable[[], Any]) -> int:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

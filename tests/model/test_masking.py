@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.weights_files import formula_model
 
-from xr_anysat.model.anysat import AnySat, distance_buckets, position_code
+from xr_anysat.model.anysat import AnySat
+from xr_anysat.model.transformer import distance_buckets, position_code
 
 T, SIDE = 6, 12
 DOY = torch.tensor([10, 60, 130, 200, 270, 340])
@@ -218,8 +219,12 @@ def test_threads_share_a_model(model: AnySat, rng: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        ({"s2": (1, 2, 10, 4, 4)}, {}, r"inputs \['s2'\]: expected 's2' .* and 's2_dates'"),
-        ({"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2), "s1": (1, 2, 3, 4, 4)}, {}, "only the Sentinel-2 path"),
+        ({"s2": (1, 2, 10, 4, 4)}, {}, r"inputs \['s2'\]: expected only 's2' .* and 's2_dates'"),
+        (
+            {"s2": (1, 2, 10, 4, 4), "s2_dates": (1, 2), "s1": (1, 2, 3, 4, 4)},
+            {},
+            "other sensors cannot be embedded",
+        ),
         ({"s2": (2, 10, 4, 4), "s2_dates": (1, 2)}, {}, r"'s2' of shape \(2, 10, 4, 4\)"),
         ({"s2": (1, 2, 9, 4, 4), "s2_dates": (1, 2)}, {}, r"expected \(B, T, 10, H, W\)"),
         ({"s2": (1, 2, 10, 5, 4), "s2_dates": (1, 2)}, {"patch_size": 20}, "multiples of 2"),

@@ -14,6 +14,7 @@ from xr_anysat.config import config
 from xr_anysat.errors import OptionError, WeightsError
 from xr_anysat.model import anysat, weights
 from xr_anysat.model import verify as module
+from xr_anysat.model.spec import Size
 from xr_anysat.model.verify import Comparison, VerifyReport, verify
 
 # As upstream's hubconf: the model at .model, keyword arguments of the same names, train mode.
@@ -21,7 +22,8 @@ HUBCONF = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from xr_anysat.model.anysat import SIZES, AnySat, Size
+from xr_anysat.model.anysat import SIZES, AnySat
+from xr_anysat.model.spec import Size
 
 SIZES["tiny"] = Size(32, 1, 2)
 
@@ -53,7 +55,7 @@ def _own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    monkeypatch.setitem(anysat.SIZES, "tiny", anysat.Size(32, 1, 2))
+    monkeypatch.setitem(anysat.SIZES, "tiny", Size(32, 1, 2))
 
     def write(before="pass", whole=None):
         folder = tmp_path / "upstream"

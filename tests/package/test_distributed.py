@@ -36,8 +36,9 @@ from xr_anysat.distributed import prepare
 from xr_anysat.embedding import blocks, forward
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import AnySatWarning, CubeTypeError, DeviceError, WeightsError
-from xr_anysat.model import anysat, state_dict, weights
+from xr_anysat.model import state_dict, weights
 from xr_anysat.model.source import WeightsSource
+from xr_anysat.model.spec import SIZES, Size
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder
 
 pytestmark = pytest.mark.slow
@@ -249,7 +250,7 @@ def test_the_official_checkpoint_is_known_by_the_ends_of_its_hash(
     spec = EncoderSpec("base", WeightsSource("official"), None, "cpu", "float32")
     monkeypatch.setattr(weights, "_loaded", {})
     monkeypatch.setattr(weights, "official_path", lambda download=True: pytest.fail("it was looked for"))
-    monkeypatch.setitem(anysat.SIZES, "base", anysat.Size(32, 2, 2))  # of the real structure, but small
+    monkeypatch.setitem(SIZES, "base", Size(32, 2, 2))  # of the real structure, but small
     with xr_anysat.config.set(cache_dir=str(tmp_path)):
         weights.cached_file("0" * 64).touch()
         state = weights.random_state("base", 0, ("s2",))
