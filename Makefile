@@ -1,7 +1,11 @@
 # make demo, make test, make check: each does all set-up by itself on a fresh machine.
 
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(shell $(PYTHON) -E -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# .venv belongs to the Python that made it. Another one has an environment of its own, such as .venv-3.13
+OWNER := $(shell sed -n 's/^version[a-z_]* *= *\([0-9]*\.[0-9]*\).*/\1/p' .venv/pyvenv.cfg 2>/dev/null)
+VENV := .venv$(addprefix -,$(filter-out $(OWNER),$(if $(OWNER),$(or $(VERSION),unknown))))
+OLDEST := .venv-oldest-$(VERSION)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -11,17 +15,24 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench lint format clean
+.PHONY: help demo test test-oldest check docs bench lint format clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit( \
-	    "xr_anysat needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+
+# The oldest versions have no wheels for newer Pythons
+$(STAMP): SUITS := v >= (3, 11)
+$(OLDEST)/.installed: SUITS := (3, 11) <= v < (3, 13)
+
+$(STAMP) $(OLDEST)/.installed:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; $(SUITS) or sys.exit( \
+	    "xr_anysat needs Python 3.11 or newer (make test-oldest: 3.11 or 3.12), and $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "$(PYTHON) cannot make virtual environments: install its venv package (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -c $(filter constraints%,$^) -e '.[test]'
 	@touch $@
 
 demo: $(STAMP)  ## Make a scene, embed it, and draw a picture, into demo/
@@ -30,6 +41,9 @@ demo: $(STAMP)  ## Make a scene, embed it, and draw a picture, into demo/
 test: lint  ## Lint, types, and all tests with coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal --cov=xr_anysat --cov-branch --cov-report=term-missing:skip-covered
+
+test-oldest: $(OLDEST)/.installed  ## All tests on the oldest versions that pyproject.toml allows (Python 3.11 or 3.12)
+	$(OLDEST)/bin/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 check: lint  ## Lint, types, and the quick tests: an answer within two minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal -m "not slow"
@@ -51,5 +65,5 @@ format: $(STAMP)  ## Put the code in order
 	$(BIN)/ruff format .
 
 clean:  ## Remove all that make made
-	rm -rf $(VENV) demo bench.json docs/_build docs/api docs/notebooks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-* demo bench.json docs/_build docs/api docs/notebooks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -204,7 +204,10 @@ def make_scene(
     cut = int(np.argmin(clouds * dates + np.abs(np.arange(dates) - dates / 2) / dates))
     passes = np.linspace(0, 72, dates).round().astype(int)
 
-    transform = Affine(10, 0, origin[0], 0, -10, origin[1])
+    def transform(pixel: int) -> Affine:
+        """Transform of an image whose pixels are so many meters wide."""
+        return Affine(pixel, 0, origin[0], 0, -pixel, origin[1])
+
     observations = []
     for i, n in enumerate(passes):
         day = date(year, 1, 3) + timedelta(days=5 * int(n))
@@ -215,11 +218,11 @@ def make_scene(
         for name, values in images.items():
             paths[name] = folder / f"{day:%Y%m%d}" / f"{name}.tif"
             step = size[0] // values.shape[0]
-            _write(paths[name], values, crs, transform @ Affine.scale(step), name)
+            _write(paths[name], values, crs, transform(10 * step), name)
         observations.append((day, paths))
 
     landcover = folder / "landcover.tif"
-    _write(landcover, ground.cover, crs, transform, "land cover", CLASSES)
+    _write(landcover, ground.cover, crs, transform(10), "land cover", CLASSES)
     items = folder / "items.json"
     features = [_item(day, paths, crs) for day, paths in observations]
     items.write_text(json.dumps({"type": "FeatureCollection", "features": features}, indent=1))

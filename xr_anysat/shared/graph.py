@@ -11,7 +11,7 @@ dask finds, which takes blocks within a chunk first, wherever they are. `in_turn
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import dask.array as da
@@ -57,6 +57,10 @@ class _Renamed(Layer):
     def is_materialized(self) -> bool:
         """Whether the tasks were made already."""
         return self._tasks is not None
+
+    def get_dependencies(self, key: Any, all_hlg_keys: Collection[Any]) -> set[Any]:
+        """Return what a task needs, which is all in this layer: dask looks only among the outputs of layers."""
+        return set(self[key].dependencies)
 
     def get_output_keys(self) -> set[Any]:
         """Keys of the array's chunks."""

@@ -355,7 +355,9 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) 
         array = stored if name == VALUES else stored.isel(D=0, drop=True)
         depth = (stored.sizes["D"],) if name == VALUES else ()
         fill = np.nan if dtype.kind == "f" else 0
-        arrays[name] = array.astype(dtype).drop_attrs(deep=False) if name != VALUES else array.astype(dtype)
+        arrays[name] = array.astype(dtype)
+        if name != VALUES:
+            arrays[name].attrs = {}
         encoding[name] = {
             "chunks": (*depth, *inner), "shards": (*depth, *layout.block), "fill_value": fill,
             "compressors": (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),),
