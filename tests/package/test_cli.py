@@ -265,7 +265,7 @@ def test_missing_weights(tmp_path, capsys):
 
 def test_a_catalog_without_the_year(area, capsys):
     assert main(["plan", *area.options, "--datetime", "2019"]) == 1
-    assert "error: nothing left over of the 4 items found" in capsys.readouterr().err
+    assert "error: none of the 4 items found" in capsys.readouterr().err
 
 
 def test_a_failed_read_leaves_a_store_to_resume(area, tmp_path, alone):

@@ -1,4 +1,4 @@
-"""The STAC catalogs that are known by name, and how patient to be with their servers."""
+"""The STAC catalogs with a name, and how long to wait for their servers."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import dataclass, field
 from xr_anysat.errors import CatalogError
 from xr_anysat.shared.checks import require_packages
 
-# Of a server: seconds to answer, tries, and seconds before the second try, then doubled.
+# Per request: seconds until a server must answer, retries, and seconds before the first retry, doubled for each next
 TIMEOUT, TRIES, WAIT = 60.0, 6, 0.5
 
-LONGEST_WAIT = 60.0  # seconds, whatever a server's Retry-After says
+MAX_WAIT = 60.0  # seconds before a retry, even if the Retry-After of a server is longer
 
-RETRY_STATUS_CODES = (429, 500, 502, 503, 504)  # HTTP answers that may be better the next time
+RETRY_STATUS_CODES = (429, 500, 502, 503, 504)  # HTTP answers after which a retry may succeed
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Where a catalog is, and what its assets need to be read.
+    """Address of a catalog, and what is needed to read its assets.
 
     Attributes
     ----------
     url : str
-        The STAC API.
+        URL of the STAC API.
     collections : tuple of str
         Its Sentinel-2 L2A collections.
     hrefs : str
-        Regular expression of hrefs of its own, whichever catalog lists them.
+        Regular expression that matches the hrefs of its storage, also when another catalog lists them.
     gdal : mapping of str to str
-        GDAL options for reading these.
+        GDAL options for reading these hrefs.
     secrets : tuple of str
-        Environment variables that reading these needs.
+        Environment variables required for reading them.
     """
 
     url: str
@@ -43,11 +43,11 @@ class Catalog:
 
 
 CATALOGS = {
-    # two collections: the second is the archive in ESA's reprocessing, as far as it has come
+    # the second collection is the archive as reprocessed by ESA, which is not complete yet
     "earth-search": Catalog(
         "https://earth-search.aws.element84.com/v1", ("sentinel-2-l2a", "sentinel-2-c1-l2a")
     ),
-    # its hrefs are signed, just before each reading
+    # its hrefs are signed just before each read
     "planetary-computer": Catalog(
         "https://planetarycomputer.microsoft.com/api/stac/v1",
         ("sentinel-2-l2a",),
@@ -64,16 +64,16 @@ CATALOGS = {
 
 
 def check_installed(*modules: str) -> None:
-    """Raise an AnySatError that names the pip command, if a module of the stac extra is missing."""
+    """Raise an AnySatError with the pip command if a module of the stac extra is missing."""
     require_packages("open_s2", *modules, install="'xr_anysat[stac]'")
 
 
 def check_secrets(catalog: Catalog) -> None:
-    """Raise a CatalogError that names what to set, if credentials that reading needs are missing."""
+    """Raise a CatalogError with the variables to set if credentials for reading are missing."""
     missing = [name for name in catalog.secrets if not os.environ.get(name)]
     if missing:
         raise CatalogError(
             f"reading from {catalog.hrefs} needs S3 credentials: set the environment variables "
-            f"{' and '.join(missing)} here and on every worker (keys are made at "
+            f"{' and '.join(missing)} here and on every worker (create keys at "
             "https://eodata-s3keysmanager.dataspace.copernicus.eu)"
         )

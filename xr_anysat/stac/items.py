@@ -1,7 +1,7 @@
-"""STAC items of Sentinel-2: what each one's own metadata decide about it.
+"""Decide about each STAC item of Sentinel-2 from its own metadata.
 
-Bands, baseline, the +1000 offset, and whether it is used: place, time, clouds, one processing of each
-acquisition. Looks at metadata only.
+The decisions are its bands, its baseline, the +1000 offset, and whether it is used, by place, time, clouds and one
+processing per acquisition. Only metadata are read.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ OFFSET_BASELINE = 4.0
 """Products of this processing baseline and later have the offset of the sensor added."""
 
 OFFSET_COLLECTIONS = ("sentinel-2-c1-l2a",)
-"""Collections of ESA's Collection 1 only, all of it processed with baseline 05.00 or later."""
+"""Collections with products of ESA's Collection 1 only, all of baseline 05.00 or later."""
 
 SAME_ACQUISITION = pd.Timedelta(minutes=30)
-"""Items of one platform and granule no further apart show one acquisition: catalogs date it by the granule
-or by the start of its data take, minutes before; the next orbit comes 100 minutes later."""
+"""Items of one platform and granule that are no further apart show the same acquisition. Some catalogs give the time of
+the granule, others the start of its data take, minutes before; the next orbit is 100 minutes later."""
 
 
 @dataclass(frozen=True)
 class ItemDecision:
-    """An item, with what was decided about it.
+    """An item and the decisions about it.
 
     Attributes
     ----------
     item : pystac.Item
-        As the catalog has it.
+        The item as returned by the catalog.
     time : Timestamp
-        Of the acquisition, UTC without a time zone.
+        Time of the acquisition, UTC without a time zone.
     assets : mapping of str to str
-        Key of the asset for each band (``B2`` …), ``SCL`` and extra asset.
+        Key of the asset for each band (``B2`` …), for ``SCL`` and for each extra asset.
     baseline : float or None
         Processing baseline, 5.11 for 05.11.
     offset : float
@@ -55,9 +55,9 @@ class ItemDecision:
     decided_by : str
         The metadata field that decided the offset.
     doubt : str or None
-        What speaks against that decision.
+        Contradiction in the metadata about that decision.
     unused : str or None
-        Why the item is not used: a word or two, a colon, details.
+        Why the item is not used: one or two words, a colon, details.
     """
 
     item: pystac.Item
@@ -70,7 +70,7 @@ class ItemDecision:
     unused: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """The entry of ``attrs["items"]``."""
+        """Return the entry of ``attrs["items"]``."""
         return {
             "id": self.item.id,
             "datetime": self.time.isoformat() + "Z",
@@ -81,7 +81,7 @@ class ItemDecision:
         }
 
     def href(self, name: str) -> str:
-        """Where the asset of a band is."""
+        """Return the address of the asset of a band."""
         asset = self.item.assets[self.assets[name]]
         return asset.get_absolute_href() or asset.href
 
@@ -89,37 +89,37 @@ class ItemDecision:
 def judge_item(
     item: pystac.Item, harmonize: str | bool | float, *, needs_scl: bool, extra: Iterable[str]
 ) -> ItemDecision:
-    """What an item's metadata decide; its place, its time and its clouds are judged by `choose`."""
+    """Decide about an item from its metadata; `select_scenes` decides about its place, time and clouds."""
     stamp = item.datetime or item.common_metadata.start_datetime
     if stamp is None:
-        raise CatalogError(f"item {item.id!r} has no datetime: take it out of the items given")
+        raise CatalogError(f"item {item.id!r} has no datetime: remove it from the items that you pass")
     when = pd.Timestamp(stamp)
     when = when.tz_convert(None) if when.tz else when
     assets = _band_assets(item)
-    lacking = [b for b in S2.bands if b not in assets]
+    missing = [b for b in S2.bands if b not in assets]
     if needs_scl and "SCL" not in assets:
-        lacking.append("SCL (mask=None does without)")
+        missing.append("SCL (mask=None does without)")
     for name in extra:
         if name in item.assets:
             assets[name] = name
         else:
-            lacking.append(name)
+            missing.append(name)
     baseline = _baseline(item)
     if harmonize == "auto":
         offset, decided_by, doubt = _offset(item, baseline, assets)
     else:
-        asked = harmonize if isinstance(harmonize, bool | np.bool_) else None
-        offset = float(harmonize) if asked is None else float(S2.offset * asked)
+        switch = isinstance(harmonize, bool | np.bool_)
+        offset = float(S2.offset * harmonize) if switch else float(harmonize)
         decided_by, doubt = "harmonize=", None
-    unused = f"lacks assets: {', '.join(lacking)}" if lacking else None
+    unused = f"lacks assets: {', '.join(missing)}" if missing else None
     return ItemDecision(item, when, assets, baseline, offset, decided_by, doubt, unused)
 
 
 def _band_assets(item: pystac.Item) -> dict[str, str]:
-    """Key of the asset of each band and of SCL, the finest resolution of each.
+    """Return the key of the asset of each band and of SCL, in the finest resolution.
 
-    Earth Search has ``red``, the Planetary Computer ``B04``, CDSE ``B04_10m`` and coarser copies; JPEG
-    2000 copies beside GeoTIFFs (``red-jp2``) are passed over.
+    Earth Search has ``red``, the Planetary Computer ``B04``, CDSE ``B04_10m`` and coarser copies. JPEG
+    2000 copies of GeoTIFFs (``red-jp2``) are ignored.
     """
     found: dict[str, tuple[float, str]] = {}
     for key in item.assets:
@@ -136,7 +136,7 @@ _BASELINE_KEYS = ("s2:processing_baseline", "processing:version")
 
 
 def _baseline(item: pystac.Item) -> float | None:
-    """Processing baseline of an item, from its properties or from the name of its product."""
+    """Return the processing baseline of an item, from its properties or from the name of its product."""
     for key in _BASELINE_KEYS:
         text = str(item.properties.get(key) or "")
         if re.fullmatch(r"\d{1,2}\.\d{1,2}", text):
@@ -149,7 +149,7 @@ def _baseline(item: pystac.Item) -> float | None:
 
 
 def _declared_offsets(item: pystac.Item, assets: Mapping[str, str]) -> set[float]:
-    """Digital numbers that the bands' assets declare to have been added."""
+    """Return the offsets, in digital numbers, that the assets of the bands declare."""
     found: set[float] = set()
     for name in S2.bands:
         fields = item.assets[assets[name]].extra_fields if name in assets else {}
@@ -164,11 +164,11 @@ def _declared_offsets(item: pystac.Item, assets: Mapping[str, str]) -> set[float
 def _offset(
     item: pystac.Item, baseline: float | None, assets: Mapping[str, str]
 ) -> tuple[float, str, str | None]:
-    """Digital numbers to subtract from an item's pixels, the field that says so, and what speaks against it.
+    """Return the digital numbers to subtract from the pixels of an item, the field that decides, and any doubt.
 
-    Never by a date: baseline 05.00 exists for scenes of 2015 on. In this order: Earth Search v1 says in
-    a flag of its own that it has removed the offset (its ``raster:bands`` go on saying -0.1, which is no
-    contradiction there); the processing baseline; what the assets declare; the collection.
+    The date never decides: baseline 05.00 exists for scenes since 2015. These fields decide, in this order: the flag
+    by which Earth Search v1 declares that it has removed the offset (its ``raster:bands`` still contain -0.1, which is
+    no contradiction there); the processing baseline; the offset that the assets declare; the collection.
     """
     properties = item.properties
     declared = _declared_offsets(item, assets)
@@ -182,15 +182,13 @@ def _offset(
             return offset, "earthsearch:boa_offset_applied", None
         doubt = None
         if declared and declared != {offset}:
-            doubt = (
-                f"{key} is {baseline:05.2f}, but the assets declare {_listed(declared)} DN; the former counts"
-            )
+            doubt = f"{key} is {baseline:05.2f}, but the assets declare {_listed(declared)} DN; the baseline decides"
         return offset, key, doubt
     if len(declared) == 1:
         return declared.pop(), "raster:bands offset", None
     if item.collection_id in OFFSET_COLLECTIONS:
         return float(S2.offset), "collection", None
-    doubt = f"neither a processing baseline nor one offset of the bands is told ({_listed(declared)})"
+    doubt = f"neither a processing baseline nor one offset of all bands is given ({_listed(declared)})"
     return 0.0, "nothing", doubt
 
 
@@ -199,27 +197,27 @@ def _listed(values: Iterable[float]) -> str:
 
 
 def footprint_of(item: pystac.Item) -> Geometry | None:
-    """What an item covers, in degrees; None where it does not tell, or crosses the antimeridian."""
+    """Return the area of an item, in degrees; None if unknown, or if it crosses the antimeridian."""
     from odc.geo.geom import Geometry, box
 
     shape = Geometry(item.geometry, "EPSG:4326") if item.geometry else None
     if shape is None and item.bbox:
-        half = len(item.bbox) // 2  # of two or three dimensions
+        half = len(item.bbox) // 2  # with two or three dimensions
         west, south, east, north = *item.bbox[:2], *item.bbox[half : half + 2]
         shape = box(west, south, east, north, "EPSG:4326")
     if shape is None:
         return None
-    around = shape.boundingbox
-    return shape if 0 <= around.right - around.left <= 180 else None
+    bounds = shape.boundingbox
+    return shape if 0 <= bounds.right - bounds.left <= 180 else None
 
 
 def select_scenes(
     scenes: list[ItemDecision], geobox: GeoBox, period: DateRange, max_cloud: float | None
 ) -> list[ItemDecision]:
-    """The scenes with a reason at each that is not used: place, time, another processing, clouds."""
+    """Return the scenes, with a reason for each that is not used: place, time, older processing, clouds."""
     area = lonlat(geobox)
 
-    def here_and_now(scene: ItemDecision) -> str | None:
+    def check_place_and_time(scene: ItemDecision) -> str | None:
         footprint = footprint_of(scene.item)
         if footprint is not None and not footprint.intersects(area):
             return "outside the area"
@@ -227,27 +225,27 @@ def select_scenes(
             return "outside the period"
         return scene.unused
 
-    def clouds(scene: ItemDecision) -> str | None:
+    def check_clouds(scene: ItemDecision) -> str | None:
         share = scene.item.properties.get("eo:cloud_cover")
         if scene.unused is None and max_cloud is not None and share is not None and share > max_cloud:
             return f"clouds: {share:.1f} % > {max_cloud:g} %"
         return scene.unused
 
-    scenes = _newest([replace(s, unused=here_and_now(s)) for s in scenes])
-    return [replace(s, unused=clouds(s)) for s in scenes]
+    scenes = _keep_newest([replace(s, unused=check_place_and_time(s)) for s in scenes])
+    return [replace(s, unused=check_clouds(s)) for s in scenes]
 
 
-def _newest(scenes: list[ItemDecision]) -> list[ItemDecision]:
-    """Of the processings of one acquisition only the newest goes on."""
+def _keep_newest(scenes: list[ItemDecision]) -> list[ItemDecision]:
+    """Keep only the newest processing of each acquisition."""
     granules: dict[tuple[str, str], list[int]] = {}
     for i, scene in enumerate(scenes):
         platform, tile = _granule(scene)
         if scene.unused is None and tile:
             granules.setdefault((platform, tile), []).append(i)
     out = list(scenes)
-    for own in granules.values():
+    for same in granules.values():
         kept: list[int] = []
-        for i in sorted(own, key=lambda j: _processed(scenes[j]), reverse=True):
+        for i in sorted(same, key=lambda j: _processing_order(scenes[j]), reverse=True):
             newer = next((j for j in kept if _same_acquisition(scenes[j], scenes[i])), None)
             if newer is None:
                 kept.append(i)
@@ -257,9 +255,9 @@ def _newest(scenes: list[ItemDecision]) -> list[ItemDecision]:
 
 
 def _same_acquisition(new: ItemDecision, old: ItemDecision) -> bool:
-    """Whether two items of one granule show one acquisition, and the newer all that the older shows.
+    """Return whether two items of one granule show the same acquisition, and the newer covers the older.
 
-    A data take that two ground stations received makes two products of one granule, each with its part.
+    A data take received by two ground stations gives two products of one granule, each with a part of it.
     """
     if abs(new.time - old.time) > SAME_ACQUISITION:
         return False
@@ -270,26 +268,26 @@ def _same_acquisition(new: ItemDecision, old: ItemDecision) -> bool:
 
 
 def _granule(scene: ItemDecision) -> tuple[str, str]:
-    """Platform and MGRS granule, each "" if not told."""
+    """Return platform and MGRS granule, each "" if unknown."""
     p, name = scene.item.properties, f"{scene.item.properties.get('s2:product_uri', '')} {scene.item.id}"
     parts = [p.get(k) for k in ("mgrs:utm_zone", "mgrs:latitude_band", "mgrs:grid_square")]
     tile = p.get("s2:mgrs_tile") or p.get("grid:code") or "".join(str(v) for v in parts if v is not None)
     named = re.search(r"_T(\d{2}[A-Z]{3})_", name)
     tile = re.sub(r"^(MGRS-|T)", "", str(tile or (named[1] if named else ""))).lstrip("0").upper()
-    craft = re.match(r".*\bS(2[A-D])_", name)
-    platform = str(p.get("platform") or (f"sentinel-{craft[1]}" if craft else ""))
+    satellite = re.match(r".*\bS(2[A-D])_", name)
+    platform = str(p.get("platform") or (f"sentinel-{satellite[1]}" if satellite else ""))
     return re.sub(r"[^a-z0-9]", "", platform.lower()), tile
 
 
-def _processed(scene: ItemDecision) -> tuple[Any, ...]:
-    """What tells a newer processing from an older one."""
+def _processing_order(scene: ItemDecision) -> tuple[Any, ...]:
+    """Return a sort key by which newer processings come after older ones."""
     p = scene.item.properties
     keys = ("s2:generation_time", "processing:datetime", "updated", "created")
     stamps = (pd.to_datetime(p.get(k), utc=True, errors="coerce") for k in keys)
-    made = next((t.value for t in stamps if t is not None and not pd.isna(t)), 0)
-    return (scene.baseline or 0.0, made, scene.item.id, scene.item.collection_id or "")
+    processed = next((t.value for t in stamps if t is not None and not pd.isna(t)), 0)
+    return (scene.baseline or 0.0, processed, scene.item.id, scene.item.collection_id or "")
 
 
 def lonlat(geobox: GeoBox) -> Geometry:
-    """What a grid covers, in degrees."""
+    """Return the area of a grid, in degrees."""
     return geobox.extent.to_crs("EPSG:4326", resolution=1000)

@@ -1,7 +1,7 @@
-"""Pixels of STAC items: read, masked and harmonized item by item, then put together day by day.
+"""Read the pixels of STAC items: each item is masked and harmonized on its own, then items are merged per day.
 
-odc-stac builds the graph; how an item is read is this module's own, because what is missing, masked or
-offset has to be settled before two items meet in a pixel.
+odc-stac builds the graph. This module reads the items, because missing values, masks and offsets must be
+resolved before two items are merged in a pixel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Mask = str | Callable[[xr.Dataset], xr.DataArray] | None
 
 @dataclass(frozen=True)
 class Masking:
-    """What is left out of an item."""
+    """The pixels of an item that are left out."""
 
     mask: Mask
     classes: tuple[int, ...]
@@ -44,18 +44,18 @@ class Masking:
 
     @property
     def name(self) -> str:
-        """The mask, in a word."""
+        """Name of the mask, for the record."""
         if callable(self.mask):
             return f"{getattr(self.mask, '__module__', '')}.{getattr(self.mask, '__qualname__', repr(self.mask))}"
         return self.mask or "none"
 
     @property
     def reach(self) -> int:
-        """Pixels that the mask grows by."""
+        """Pixels by which the mask grows."""
         return int(self.metres // S2.pixel_size)
 
     def grow(self, left_out: np.ndarray) -> np.ndarray:
-        """All that lies within `metres` of what is left out, less a margin of `reach` pixels, (y, x)."""
+        """Grow a mask (y, x) by `metres`, and crop the margin of `reach` pixels."""
         if self.reach == 0:
             return left_out
         inside = (slice(self.reach, -self.reach),) * 2
@@ -69,24 +69,24 @@ class Masking:
 
 @dataclass(frozen=True)
 class Source:
-    """All that reading an item takes: it travels to the workers, the item itself does not.
+    """Everything needed to read an item. It is sent to the workers in place of the item.
 
     Attributes
     ----------
     item : str
-        Its name.
+        Name of the item.
     time : Timestamp
-        Of the acquisition.
+        Time of the acquisition.
     assets : mapping of str to (str, str)
-        Key and href of each band, ``SCL`` and extra asset that is read.
+        Key and href of each band, of ``SCL`` and of each extra asset that is read.
     offset : float
         Digital numbers to subtract.
     masking : Masking
-        What is left out.
+        Pixels to leave out.
     on_error : str
         ``"raise"`` or ``"invalid"``.
     workers : int
-        Assets to read at a time.
+        Assets to read at the same time.
     """
 
     item: str
@@ -99,31 +99,31 @@ class Source:
 
 
 class ItemReader:
-    """Reads an item as one raster of ten bands, masked (implements odc.loader's RasterReader)."""
+    """Reads an item as one masked raster of ten bands (implements RasterReader of odc.loader)."""
 
     def __init__(self, source: Source, gdal: Mapping[str, Any]) -> None:
         self.source, self.gdal = source, gdal
 
     def read(self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None) -> Any:
-        """The item on a grid, (10, y, x) float32: an observation of all bands, or NaN."""
+        """Read the item on a grid, (10, y, x) float32; a pixel has all bands, or NaN in all."""
         try:
-            pixels = self.observed(dst_geobox)
+            pixels = self.read_observed(dst_geobox)
         except ReadError as error:
             if self.source.on_error == "raise":
                 raise
-            warn(f"{error} It is missing here")
+            warn(f"{error} The item is missing here")
             pixels = np.full((len(S2.bands), *dst_geobox.shape), np.nan, np.float32)
         return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
 
-    def observed(self, geobox: GeoBox) -> np.ndarray:
-        """The pixels of all bands that are there whole and are not masked, (10, y, x) float32."""
+    def read_observed(self, geobox: GeoBox) -> np.ndarray:
+        """Read the pixels with all bands that are not masked, (10, y, x) float32 with NaN elsewhere."""
         masking = self.source.masking
         wide = geobox.pad(masking.reach) if masking.reach else geobox
         inside = tuple(slice(masking.reach, masking.reach + n) for n in geobox.shape)
-        if masking.mask == "scl":  # first and alone: under clouds nothing else needs to be read
+        if masking.mask == "scl":  # read first: where all is cloudy, no band needs to be read
             classes = self._assets(["SCL"], wide)["SCL"]
             scl = classes[inside]
-            # beyond the swath there is nothing to grow
+            # no data (0) outside the swath does not grow
             cloudy = np.isin(classes, [c for c in masking.classes if c != 0])
             left_out = masking.grow(cloudy) | (scl == 0)
             if left_out.all():
@@ -131,36 +131,36 @@ class ItemReader:
             bands = self._bands(self._assets(S2.bands, geobox), scl)
         elif callable(masking.mask):
             found = self._assets(self.source.assets, wide)
-            whole = self._bands(found, found.get("SCL"))
-            left_out = masking.grow(self._called(masking.mask, whole, found, wide))
-            bands = whole[(slice(None), *inside)]
+            padded = self._bands(found, found.get("SCL"))
+            left_out = masking.grow(self._call_mask(masking.mask, padded, found, wide))
+            bands = padded[(slice(None), *inside)]
         else:
             bands = self._bands(self._assets(S2.bands, geobox), None)
             left_out = np.zeros(geobox.shape, bool)
-        there = np.isfinite(bands).all(0) & ~left_out
-        np.copyto(bands, np.float32(np.nan), where=~there)
+        observed = np.isfinite(bands).all(0) & ~left_out
+        np.copyto(bands, np.float32(np.nan), where=~observed)
         return bands
 
     def _bands(self, found: Mapping[str, np.ndarray], scl: np.ndarray | None) -> np.ndarray:
-        """The ten bands (10, y, x), NaN where missing, with the offset removed."""
+        """Stack the ten bands (10, y, x) with the offset removed, NaN where missing."""
         bands = np.stack([found[b] for b in S2.bands])
         offset = np.float32(self.source.offset)
         if offset:
             np.maximum(bands - offset, np.float32(0), out=bands)
         elif scl is not None:
-            # Where somebody else has removed the offset, zero is dark ground too: the scene
-            # classification knows. With the offset still in, zero is no data and nothing else.
+            # If the offset was removed before, zero can be dark ground, which the scene classification
+            # tells from no data. With the offset still in, zero always means no data.
             np.copyto(bands, np.float32(0), where=np.isnan(bands) & (scl != 0))
         return bands
 
-    def _called(
+    def _call_mask(
         self,
         mask: Callable[[xr.Dataset], xr.DataArray],
         bands: np.ndarray,
         found: Mapping[str, np.ndarray],
         geobox: GeoBox,
     ) -> np.ndarray:
-        """What the user's mask leaves out, (y, x) bool."""
+        """Call the mask of the user, and return the pixels that it leaves out, (y, x) bool."""
         from odc.geo.xr import xr_coords
 
         values = {**found, **dict(zip(S2.bands, bands, strict=True))}
@@ -178,13 +178,13 @@ class ItemReader:
             raise OptionError(
                 f"mask={self.source.masking.name} returned {type(left_out).__name__} {dims} of "
                 f"{getattr(left_out, 'dtype', None)}: expected a DataArray (time, y, x) of bool, True where a pixel "
-                "is to be left out"
+                "is left out"
             )
         result: np.ndarray = left_out.transpose(..., "y", "x").values.reshape(geobox.shape)
         return result
 
     def _assets(self, names: Iterable[str], geobox: GeoBox) -> dict[str, np.ndarray]:
-        """Assets on a grid by name, (y, x) each, read side by side."""
+        """Read assets on a grid (y, x) at the same time; return them by name."""
         pool = _pool(self.source.workers)
         jobs = {name: pool.submit(self._asset, name, geobox) for name in names}
         try:
@@ -194,35 +194,35 @@ class ItemReader:
                 job.cancel()
 
     def _asset(self, name: str, geobox: GeoBox | None) -> np.ndarray:
-        """An asset on a grid (y, x): SCL uint8 with 0, others float32 with NaN for what is missing.
+        """Read an asset on a grid (y, x): SCL as uint8, others as float32; missing pixels are 0 or NaN.
 
-        None for the grid only opens it.
+        Without a grid, the asset is only opened.
         """
         key, href = self.source.assets[name]
-        said = ""
-        # GDAL itself tries again where a server is busy, but what it keeps of a failure may be broken; it
-        # forgets that when asked to, over S3 only once it was asked twice
+        reason = ""
+        # GDAL itself retries when a server is busy, but may cache a broken answer. It drops that on request,
+        # for S3 only on the second request
         for wait in (0, catalogs.WAIT, 2 * catalogs.WAIT):
             time.sleep(wait)
             try:
-                return self._read(name, _signed(href), geobox, again=wait > 0)
+                return self._read(name, _signed(href), geobox, retry=wait > 0)
             except Exception as error:
-                said = f"{type(error).__name__}: {error.__cause__ or error}"
-        # not from within: GDAL's exceptions do not travel between processes
+                reason = f"{type(error).__name__}: {error.__cause__ or error}"
+        # raised outside of `except`: exceptions of GDAL cannot be sent between processes
         raise ReadError(
-            f"asset {key!r} of item {self.source.item!r} cannot be read: {_without_token(said)[:300]} "
+            f"asset {key!r} of item {self.source.item!r} cannot be read: {_without_token(reason)[:300]} "
             f"({_without_token(href)}). Try again; or on_error='invalid' leaves the item out where that happens."
         )
 
-    def _read(self, name: str, uri: str, geobox: GeoBox | None, *, again: bool) -> np.ndarray:
+    def _read(self, name: str, uri: str, geobox: GeoBox | None, *, retry: bool) -> np.ndarray:
         import rasterio
         from odc.loader import RioDriver
         from rasterio.enums import Resampling
         from rasterio.vrt import WarpedVRT
 
         gdal = dict(self.gdal)
-        if again:
-            # GDAL remembers a failure as it does a success, and a body that broke off as all there is
+        if retry:
+            # GDAL caches failures like successes, and incomplete bodies as complete
             path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
             gdal["CPL_VSIL_CURL_NON_CACHED"] = path
         driver: Any = RioDriver()
@@ -238,8 +238,8 @@ class ItemReader:
                 "nodata": 0 if name == "SCL" else np.nan,
                 "src_nodata": 0 if file.nodata is None and name in (*S2.bands, "SCL") else file.nodata,
                 "resampling": Resampling.bilinear if name in S2.bands else Resampling.nearest,
-                # GDAL would guess the scale from the corners of the block that is read, and interpolate
-                # positions across it: what a pixel gets would depend on the block
+                # GDAL would estimate the scale from the corners of the block that is read, and interpolate
+                # positions across it, so that the value of a pixel would depend on the block
                 "XSCALE": 1,
                 "YSCALE": 1,
                 "tolerance": 1e-5,
@@ -255,8 +255,8 @@ _POOLS_LOCK = threading.Lock()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads of this process that read: they wait for servers, so there may be more than cores."""
-    key = (os.getpid(), workers)  # a fork has none of its parent's threads
+    """Return the reading threads of this process, which can outnumber its cores because they wait for servers."""
+    key = (os.getpid(), workers)  # a forked process does not have the threads of its parent
     with _POOLS_LOCK:
         if key not in _POOLS:
             _POOLS[key] = ThreadPoolExecutor(workers, "anysat-read")
@@ -268,7 +268,7 @@ def _without_token(text: str) -> str:
 
 
 def _signed(href: str) -> str:
-    """The href as its server wants it now: signatures do not outlive a long job."""
+    """Sign the href if its server requires that, just before the read, because signatures expire."""
     if not re.match(CATALOGS["planetary-computer"].hrefs, href):
         return href
     import planetary_computer
@@ -278,7 +278,7 @@ def _signed(href: str) -> str:
 
 
 def gdal_environment(scenes: Iterable[ItemDecision]) -> dict[str, Any]:
-    """GDAL's options for reading the scenes: patience, and what their hrefs need."""
+    """Return the GDAL options for reading the scenes: timeouts, retries, and what their hrefs need."""
     from odc.loader import RioDriver
 
     options = {
@@ -301,7 +301,7 @@ def gdal_environment(scenes: Iterable[ItemDecision]) -> dict[str, Any]:
 
 
 def source_of(scene: ItemDecision, masking: Masking, on_error: str, workers: int) -> Source:
-    """What travels to the workers of a scene."""
+    """Return what is sent to the workers to read a scene."""
     names = [*S2.bands]
     if "SCL" in scene.assets and masking.mask is not None:
         names.append("SCL")
@@ -312,7 +312,7 @@ def source_of(scene: ItemDecision, masking: Masking, on_error: str, workers: int
 def leave_out_unreadable(
     scenes: list[ItemDecision], masking: Masking, gdal: Mapping[str, Any], workers: int
 ) -> list[ItemDecision]:
-    """Open every asset once; items with one that cannot be opened are not used."""
+    """Open every asset once; items with an asset that cannot be opened are not used."""
     pool, checked = _pool(workers), []
     for scene in scenes:
         if scene.unused is None:
@@ -322,13 +322,13 @@ def leave_out_unreadable(
             checked.append([])
     out = []
     for scene, jobs in zip(scenes, checked, strict=True):
-        faults = [str(e) for e in (job.exception() for job in jobs) if e is not None]
-        out.append(replace(scene, unused=f"unreadable: {faults[0]}") if faults else scene)
+        errors = [str(e) for e in (job.exception() for job in jobs) if e is not None]
+        out.append(replace(scene, unused=f"unreadable: {errors[0]}") if errors else scene)
     return out
 
 
 class _Driver:
-    """Makes odc.stac.load read our items (implements odc.loader's ReaderDriver and MDParser)."""
+    """Makes odc.stac.load read with `ItemReader` (implements ReaderDriver and MDParser of odc.loader)."""
 
     dask_reader = None
     aux_reader = None
@@ -337,7 +337,7 @@ class _Driver:
         self.gdal, self.sources = gdal, sources
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"gdal": {}, "sources": {}}  # of no use to a worker: every source has its part of it
+        return {"gdal": {}, "sources": {}}  # workers do not need them: each task has its own source
 
     @property
     def md_parser(self) -> _Driver:
@@ -378,10 +378,10 @@ def load_scenes(
     workers: int,
     chunks: Mapping[str, int],
 ) -> xr.DataArray:
-    """The cube of the scenes: a date for each solar day, mosaicked by what is valid.
+    """Load the cube of the scenes: one date per solar day, a mosaic of its valid observations.
 
-    Which of two valid observations is taken goes by the items' CRS and names, so that the order in which
-    a catalog lists them changes nothing: first those that need no reprojection.
+    If two items have a valid observation of a pixel, those that need no reprojection come first, then the order
+    of their names decides, so that the order of the catalog has no effect.
     """
     import odc.stac
     import pystac
@@ -395,17 +395,17 @@ def load_scenes(
         return own != epsg, scene.item.id, scene.item.collection_id or ""
 
     scenes = sorted(scenes, key=order)
-    around = lonlat(geobox)
-    shift = pd.Timedelta(hours=around.centroid.coords[0][0] / 15)
+    area = lonlat(geobox)
+    shift = pd.Timedelta(hours=area.centroid.coords[0][0] / 15)
     days = [(s.time + shift).normalize() for s in scenes]
     sources, items = {}, []
     for i, scene in enumerate(scenes):
-        # footprints are drawn roughly: what lies just beyond is looked at too
+        # footprints are approximate, so pixels just outside are read, too
         footprint = footprint_of(scene.item)
-        covers = around if footprint is None else footprint.buffer(0.01)
+        covers = area if footprint is None else footprint.buffer(0.01)
         source = sources[str(i)] = source_of(scene, masking, on_error, workers)
         item = pystac.Item(str(i), covers.json, list(covers.boundingbox.bbox), scene.time.to_pydatetime(), {})
-        # odc names tasks by the href alone: it has to tell all that makes a difference
+        # odc names tasks by the href alone, so it must contain everything that changes the result
         item.add_asset("s2", pystac.Asset(f"anysat://{tokenize(source)}", media_type="image/tiff"))
         items.append(item)
     cube = odc.stac.load(

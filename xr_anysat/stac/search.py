@@ -1,6 +1,6 @@
-"""From a place and a time to a clean cube: Sentinel-2 L2A of STAC catalogs, loaded as `embed` wants it.
+"""Open Sentinel-2 L2A of a place and a time from STAC catalogs as a cube for `embed`.
 
-Search the catalog, decide item by item (`items`), and read lazily (`item_reader`).
+Search the catalog, decide about each item (`items`), and read lazily (`reader`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 Area = tuple[float, float, float, float]
 
 SCL_INVALID = (0, 1, 3, 8, 9, 10)
-"""Classes of the scene classification that are no view of the ground: no data, saturated or defective,
-cloud shadow, cloud of medium and of high probability, thin cirrus. Snow (11) is ground here."""
+"""Classes of the scene classification that do not show the ground: no data, saturated or defective, cloud
+shadow, cloud of medium and of high probability, thin cirrus. Snow (11) counts as ground."""
 
 CHUNK = 1024
 """Pixels on the side of a chunk."""
@@ -65,77 +65,78 @@ def open_s2(
     chunks: int | Mapping[str, int] = CHUNK,
     workers: int = FETCH_WORKERS,
 ) -> xr.DataArray:
-    """Open Sentinel-2 L2A of a place and a time as a lazy cube that `embed` takes as it is.
+    """Open Sentinel-2 L2A of a place and a time as a lazy cube for `embed`.
 
-    The search happens now; pixels are read when the cube is computed.
+    The catalog is searched immediately; pixels are read when the cube is computed.
 
     Parameters
     ----------
     bbox : (west, south, east, north), optional
-        Degrees. Give one of `bbox`, `intersects` and `point`.
+        Degrees. Pass one of `bbox`, `intersects` and `point`.
     intersects : GeoJSON-like or geometry, optional
-        In degrees, unless it has a ``crs`` of its own; the cube covers its bounding box.
+        In degrees, unless it has its own ``crs``. The cube covers its bounding box.
     point, buffer_m : (lon, lat) and float, optional
-        Degrees and metres: the square of ``2·buffer_m`` around the point.
+        Degrees and meters: the square with sides of ``2·buffer_m`` around the point.
     datetime : str or (start, end), optional
         ``"2022"``, ``"2022-06"``, ``"2022-04-01/2022-10-01"`` or a pair; the end is exclusive. None: all
-        that there is. It is recorded on the cube, and `frames` takes it as its period.
+        dates. It is recorded on the cube, where `frames` finds its period.
     catalog : str or items, default "earth-search"
         ``"earth-search"``, ``"planetary-computer"``, ``"cdse"``, the URL of a STAC API, a pystac
         ItemCollection or a list of Items.
     collections : sequence of str, optional
         Collections of the catalog. Default: its Sentinel-2 L2A ones; for a URL, all.
     max_cloud : float or None, default 30
-        Percent of clouds (``eo:cloud_cover``) that a scene may have. Scenes that do not tell are used.
+        Largest cloud cover (``eo:cloud_cover``) of a scene, percent. Scenes without cloud cover are kept.
     mask : "scl", None or callable, default "scl"
-        What is not a view of the ground. ``"scl"``: the scene classification. None: missing pixels
-        only. A callable is handed a block of an item when that is read: a Dataset ``(time: 1, y, x)``
-        in memory with the variables ``B2`` … ``B12`` (DN, the offset removed, NaN where missing), ``SCL``
-        where the item has one, those of `mask_assets`, and ``attrs["item"]``. It returns
-        True where a pixel is to be left out, and looks at one pixel at a time: a block ends anywhere.
+        Pixels that do not show the ground. ``"scl"``: by the scene classification. None: only missing
+        pixels. A callable is called for each block of an item when it is read, with a Dataset ``(time: 1,
+        y, x)`` in memory that has the variables ``B2`` … ``B12`` (DN, the offset removed, NaN where
+        missing), ``SCL`` if the item has one, those of `mask_assets`, and ``attrs["item"]``. It returns
+        True where a pixel is left out. It must decide about each pixel on its own, because blocks can end
+        anywhere.
     scl_invalid : sequence of int
-        Classes that ``"scl"`` leaves out; 0 is always one of them.
+        Classes that ``"scl"`` leaves out; 0 is always left out.
     dilate_m : float, default 0
-        Metres by which what the mask leaves out grows, across blocks and from beyond the area's edge.
+        Meters by which the mask grows, across blocks and into the area from outside.
     mask_assets : sequence of str
-        Further assets that a callable needs, such as ``"cloud"``: float32 with NaN, nearest neighbour.
+        Further assets for a callable, such as ``"cloud"``: float32 with NaN, nearest neighbor.
     harmonize : "auto", bool or number
-        The +1000 offset. ``"auto"`` decides by the metadata of each item; False subtracts nothing,
-        True 1000 from every item, a number that many DN.
+        The +1000 offset. ``"auto"``: the metadata of each item decide. False: nothing is subtracted.
+        True: 1000 is subtracted from every item. A number: digital numbers to subtract.
     on_error : {"raise", "invalid"}
-        What an asset that cannot be read does: it stops the computation; or its item is missing there,
-        with a warning that names both. With ``"invalid"`` every asset is looked at now, and an item
-        of which one cannot be opened is not used, as recorded in ``attrs["items"]``.
+        What happens if an asset cannot be read. ``"raise"``: the computation stops. ``"invalid"``: its
+        item is missing there, with a warning that names both; every asset is also opened immediately,
+        and items with an asset that cannot be opened are not used, as ``attrs["items"]`` records.
     crs : "utm" or EPSG code
-        CRS of the cube: the UTM zone of the area's middle, or any projected one in metres.
+        CRS of the cube: the UTM zone of the center of the area, or any projected CRS in meters.
     chunks : int or mapping, default 1024
-        Pixels on the side of a chunk, or ``{"y": …, "x": …}``. Along time a chunk is one date.
+        Pixels per side of a chunk, or ``{"y": …, "x": …}``. Along time, a chunk is one date.
     workers : int, default 8
-        Assets that a process reads at the same time, at most (option ``fetch_workers``), however
-        few threads the scheduler has.
+        Largest number of assets that a process reads at the same time (option ``fetch_workers``), even
+        if the scheduler has fewer threads.
 
     Returns
     -------
     DataArray, (time, band, y, x) float32
-        Digital numbers (reflectance × 10 000, the offset removed); one date for each solar day. A pixel
-        of a date is one item's observation with all its ten bands, or NaN. ``attrs["items"]`` is
-        JSON: an entry an item the search returned with ``id``, ``datetime``, ``baseline``, ``offset`` (DN
-        subtracted), ``decided_by`` and ``used`` (true, or why not).
+        Digital numbers (reflectance × 10 000, the offset removed); one date per solar day. All ten bands of a
+        pixel are from the observation of one item, or NaN. ``attrs["items"]`` is JSON with one entry per
+        item of the search: ``id``, ``datetime``, ``baseline``, ``offset`` (DN subtracted), ``decided_by`` and
+        ``used`` (true, or why not).
 
     Raises
     ------
     OptionError
-        An argument is impossible.
+        If an argument is impossible.
     CatalogError
-        The catalog does not answer, or holds nothing that was asked for: the message says which
-        condition left nothing over.
+        If the catalog does not answer, or no item meets all conditions; the message says which condition
+        left none.
     ReadError
-        When computed: an asset cannot be read; the message names item and asset.
+        When the cube is computed: if an asset cannot be read; the message names item and asset.
 
     Warns
     -----
     AnySatWarning
-        Where metadata of items contradict each other, or leave the offset open.
+        If the metadata of an item contradict each other, or do not decide about the offset.
     """
     _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
     size = _chunk_sizes(chunks)
@@ -194,16 +195,18 @@ def _check_options(
     if not (mask is None or callable(mask) or (isinstance(mask, str) and mask == "scl")):
         raise OptionError(f"{mask=}: expected 'scl', None, or a callable that takes a Dataset")
     if isinstance(mask_assets, str) or (mask_assets and not callable(mask)):
-        raise OptionError(f"{mask_assets=}: expected a list of assets' keys, for a callable mask= to look at")
+        raise OptionError(f"{mask_assets=}: expected a list of asset keys, together with a callable mask=")
     classes = None if isinstance(scl_invalid, str) else list(scl_invalid)
     if classes is None or not all(is_number(c) and 0 <= c <= 11 and c == int(c) for c in classes):
         raise OptionError(f"{scl_invalid=}: expected a list of classes, 0 to 11")
     if mask != "scl" and tuple(scl_invalid) != SCL_INVALID:
-        raise OptionError(f"{scl_invalid=} has no meaning with {mask=}: it is for mask='scl'")
+        raise OptionError(f"{scl_invalid=} has no meaning with {mask=}: pass it with mask='scl'")
     if not is_number(dilate_m) or dilate_m < 0:
-        raise OptionError(f"{dilate_m=}: expected metres, 0 or more")
+        raise OptionError(f"{dilate_m=}: expected meters, 0 or more")
     if dilate_m and mask is None:
-        raise OptionError(f"{dilate_m=} has no meaning with {mask=}: there is nothing to grow")
+        raise OptionError(
+            f"{dilate_m=} has no meaning with {mask=}, which leaves out nothing that could grow: pass mask='scl'"
+        )
     if not (isinstance(harmonize, bool | np.bool_) or is_number(harmonize)) and harmonize != "auto":
         raise OptionError(f"{harmonize=}: expected 'auto', True, False or digital numbers to subtract")
     if on_error not in ("raise", "invalid"):
@@ -217,7 +220,7 @@ def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
     whole = all(is_whole_number(n, -1) and n != 0 for n in sizes.values())
     if not whole or not set(sizes) <= {"y", "x"}:
         raise OptionError(
-            f"{chunks=}: expected pixels, or {{'y': pixels, 'x': pixels}}; along time a chunk is a date"
+            f"{chunks=}: expected pixels, or {{'y': pixels, 'x': pixels}}; along time, a chunk is one date"
         )
     return {"y": CHUNK, "x": CHUNK, **sizes}
 
@@ -226,7 +229,7 @@ def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
 
 
 def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
-    """The catalog by name, or by URL, or that of the items at hand."""
+    """Return the catalog with this name or URL, or one that stands for the items passed."""
     if not isinstance(catalog, str):
         import pystac
 
@@ -237,7 +240,7 @@ def _catalog(catalog: Any, collections: Sequence[str] | None) -> Catalog:
             )
         if collections is not None:
             raise OptionError(
-                f"{collections=} are for a catalog that is searched: choose among the items before"
+                f"{collections=} can only be passed with a catalog to search: select from the items before"
             )
         return Catalog(f"{len(items)} items given")
     if catalog in CATALOGS:
@@ -262,7 +265,7 @@ def _geobox(
     buffer_m: float | None,
     crs: str | int,
 ) -> GeoBox:
-    """The grid of 10 m pixels, at multiples of 10 m, that covers the area."""
+    """Return the grid of 10 m pixels, at multiples of 10 m, that covers the area."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
     from odc.geo.geom import box
@@ -274,7 +277,7 @@ def _geobox(
             f"{' and '.join(given) or 'no area'} given: expected one of bbox=, intersects= and point= with buffer_m="
         )
     if (buffer_m is None) != (point is None) or (buffer_m is not None and not 0 < buffer_m < math.inf):
-        raise OptionError(f"{point=} and {buffer_m=}: expected a (lon, lat) and the metres around it")
+        raise OptionError(f"{point=} and {buffer_m=}: expected (lon, lat) and the meters around it")
     if bbox is not None:
         west, south, east, north = _degrees(
             bbox, 4, f"{bbox=}: expected (west, south, east, north) in degrees"
@@ -294,9 +297,9 @@ def _geobox(
 
     pixel = S2.pixel_size
     if buffer_m is None:
-        # a rectangle in degrees is none in metres: its edges bend, so they are projected in pieces
+        # a rectangle in degrees has curved edges in meters, so they are projected in pieces
         extent = area.to_crs(grid, resolution=0.01).boundingbox
-        near = 1e-6  # of a pixel: whoever asks for pixels that are there gets these
+        near = 1e-6  # of a pixel, so that bounds on the grid give exactly these pixels
         left, bottom = (math.floor(v / pixel + near) for v in (extent.left, extent.bottom))
         right, top = (math.ceil(v / pixel - near) for v in (extent.right, extent.top))
     else:
@@ -313,8 +316,8 @@ def _geobox(
         Affine(pixel, 0, left * pixel, 0, -pixel, top * pixel),
         grid,
     )
-    around = lonlat(geobox).boundingbox
-    if around.right - around.left > 180:
+    covered = lonlat(geobox).boundingbox
+    if covered.right - covered.left > 180:
         raise OptionError(
             f"{given[0]}= crosses the antimeridian: a cube has one grid, open the two sides on their own"
         )
@@ -322,7 +325,7 @@ def _geobox(
 
 
 def _degrees(values: Sequence[float], n: int, expected: str) -> tuple[float, ...]:
-    """Longitudes and latitudes in turn."""
+    """Check `n` alternating longitudes and latitudes, and return them as floats."""
     try:
         numbers = tuple(float(v) for v in values)
     except (TypeError, ValueError) as error:
@@ -336,7 +339,7 @@ def _degrees(values: Sequence[float], n: int, expected: str) -> tuple[float, ...
 
 
 def _geometry(intersects: Any) -> Geometry:
-    """A geometry in degrees of GeoJSON, or of whatever has a ``__geo_interface__``."""
+    """Read a geometry in degrees from GeoJSON, or from an object with ``__geo_interface__``."""
     from odc.geo.geom import Geometry, unary_union
 
     shape = getattr(intersects, "__geo_interface__", intersects)
@@ -346,7 +349,7 @@ def _geometry(intersects: Any) -> Geometry:
         shapes = [f["geometry"] if f["type"] == "Feature" else f for f in features]
         crs = getattr(intersects, "crs", None) or "EPSG:4326"
         area = unary_union([Geometry(s, crs).to_crs("EPSG:4326") for s in shapes])
-        assert area is not None  # no feature at all
+        assert area is not None  # there was no feature
         box = area.boundingbox
     except Exception as error:
         raise OptionError(expected) from error
@@ -355,7 +358,7 @@ def _geometry(intersects: Any) -> Geometry:
 
 
 def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
-    """The CRS asked for, or the UTM zone of a place."""
+    """Return the requested CRS, or the UTM zone of a place."""
     from odc.geo import CRS
 
     try:
@@ -363,15 +366,14 @@ def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
     except Exception as error:
         raise OptionError(f"{crs=}: expected 'utm' or an EPSG code ({str(error)[:80]})") from error
     if grid.geographic or not all(u in ("metre", "meter", "m") for u in grid.units):
-        raise OptionError(f"{crs=}: expected 'utm' or a projected CRS in metres")
+        raise OptionError(f"{crs=}: expected 'utm' or a projected CRS in meters")
     return grid
 
 
 def _search(chosen: Catalog, geobox: GeoBox, period: DateRange) -> list[pystac.Item]:
-    """Items of the area and the period, all pages of them.
+    """Search for all items of the area and the period, on all pages.
 
-    Clouds are not asked about: some servers ignore the question without a word, so that what comes
-    back is looked through in any case.
+    Clouds are not part of the query, because some servers ignore them silently; `select_scenes` checks them.
     """
     import pystac_client
     from pystac_client.stac_api_io import StacApiIO
@@ -379,8 +381,8 @@ def _search(chosen: Catalog, geobox: GeoBox, period: DateRange) -> list[pystac.I
 
     class PatientRetry(Retry):
         def get_retry_after(self, response: Any) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, catalogs.LONGEST_WAIT)
+            seconds = super().get_retry_after(response)
+            return None if seconds is None else min(seconds, catalogs.MAX_WAIT)
 
     retry = PatientRetry(
         total=catalogs.TRIES,
@@ -390,7 +392,7 @@ def _search(chosen: Catalog, geobox: GeoBox, period: DateRange) -> list[pystac.I
         raise_on_status=False,
     )
     when = None
-    if period is not None:  # servers' ranges are closed; the last moment is cut off again afterwards
+    if period is not None:  # ranges of servers include their end; `select_scenes` removes it
         when = "/".join(f"{t.isoformat()}Z" for t in period)
     try:
         client = pystac_client.Client.open(
@@ -407,9 +409,9 @@ def _search(chosen: Catalog, geobox: GeoBox, period: DateRange) -> list[pystac.I
         return list(search.items())
     except Exception as error:
         raise CatalogError(
-            f"the catalog {chosen.url} could not be searched ({1 + catalogs.TRIES} tries where that may help, "
-            f"{catalogs.TIMEOUT:g} s each): {type(error).__name__}: {str(error)[:300]}. Try again later, or another "
-            "catalog="
+            f"the catalog {chosen.url} could not be searched (up to {1 + catalogs.TRIES} attempts, "
+            f"{catalogs.TIMEOUT:g} s each): {type(error).__name__}: {str(error)[:300]}. Try again later, or pass "
+            "another catalog="
         ) from error
 
 
@@ -422,25 +424,25 @@ def _nothing_found(
     query = f"catalog {chosen.url}, collections {collections}, bbox ({where}), {when}, {max_cloud=}"
     if not scenes:
         return f"nothing found: the catalog has no item for {query}. Check the place, the time and the collections"
-    why = Counter((s.unused or "").split(":")[0] for s in scenes)
-    worst = why.most_common(1)[0][0]
-    mend = {
+    reasons = Counter((s.unused or "").split(":")[0] for s in scenes)
+    main = reasons.most_common(1)[0][0]
+    remedies = {
         "clouds": "raise max_cloud=",
         "outside the area": "move the area",
         "outside the period": "widen datetime=",
-        "lacks assets": "give other collections=",
+        "lacks assets": "pass other collections=",
         "unreadable": "try again",
     }
-    example = next(s for s in scenes if s.unused and s.unused.startswith(worst))
+    example = next(s for s in scenes if s.unused and s.unused.startswith(main))
     return (
-        f"nothing left over of the {len(scenes)} items found for {query}: "
-        f"{', '.join(f'{n} {reason}' for reason, n in why.items())} (e.g. {example.item.id}: {example.unused}). "
-        f"To mend it, {mend[worst]}"
+        f"none of the {len(scenes)} items found for {query} can be used: "
+        f"{', '.join(f'{n} {reason}' for reason, n in reasons.items())} (e.g. {example.item.id}: {example.unused}). "
+        f"To fix it, {remedies[main]}"
     )
 
 
 def _report_decisions(scenes: list[ItemDecision]) -> None:
-    """Log what was decided, and warn of what is open to doubt."""
+    """Log the decisions, and warn of doubtful ones."""
     used = [s for s in scenes if s.unused is None]
     log.info("%d of %d items used", len(used), len(scenes))
     for scene in scenes:
@@ -452,5 +454,5 @@ def _report_decisions(scenes: list[ItemDecision]) -> None:
         ids = [s.item.id for s in used if s.doubt == doubt]
         warn(
             f"{n} items ({', '.join(ids[:3])}{', …' if n > 3 else ''}): {doubt}, and {offset:g} DN are subtracted. If "
-            f"that is wrong, say so: harmonize=True ({S2.offset}), False, or a number"
+            f"that is wrong, pass harmonize=True ({S2.offset}), False, or a number"
         )
