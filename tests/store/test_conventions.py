@@ -406,7 +406,7 @@ def test_the_footprint_is_true(
     assert all(part.exterior.is_ccw for part in parts)  # RFC 7946
     assert all(-180 <= part.bounds[0] <= part.bounds[2] <= 180 for part in parts)
     assert (west > east) == (len(parts) == 2)
-    to_lonlat = emb.odc.geobox.crs.transformer_to_crs("EPSG:4326")
+    to_lonlat = emb.odc.geobox.crs.transformer_to_crs(CRS("EPSG:4326"))
     for inside, offset in ((True, 10), (False, -10)):  # metres
         xs = np.array([left + offset, left + width * cell / 2, left + width * cell - offset])
         ys = np.array([top - offset, top - height * cell / 2, top - height * cell + offset])

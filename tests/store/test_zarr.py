@@ -21,6 +21,7 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from support.cubes import small_cube
 from support.s3_server import Gate, S3Server, object_store, storage_options
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
@@ -171,6 +172,8 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_cubes_come_back_identical(kind: str, tmp_path: Path) -> None:
     emb = ODD[kind]()
+    if Version(zarr.__version__) < Version("3.1"):  # which writes NaN as a text
+        emb.attrs.pop("nan", None)
     back = emb.anysat.to_zarr(tmp_path / "area.zarr")
     same(back, emb)
     geobox = emb.odc.geobox
@@ -275,7 +278,7 @@ def test_what_was_opened_can_go_on(tmp_path: Path) -> None:
     same(back.anysat.to_zarr(tmp_path / "small.zarr", "int8").anysat.to_zarr(tmp_path / "s.zarr"),
          xr_anysat.open(tmp_path / "small.zarr"))  # fmt: skip
     back.to_netcdf(tmp_path / "area.nc")
-    back.chunk(y=8, x=8).to_zarr(tmp_path / "plain.zarr", zarr_format=2)
+    back.chunk(y=8, x=8).to_dataset().to_zarr(tmp_path / "plain.zarr", zarr_format=2)
     for again in (
         xr.open_dataarray(tmp_path / "area.nc", decode_coords="all"),
         xr.open_zarr(tmp_path / "plain.zarr", decode_coords="all")["anysat"],
@@ -320,7 +323,7 @@ def test_a_cube_without_anything_valid_is_resumed(tmp_path: Path) -> None:
     emb = cube.anysat.embed(2, tile=4, **TINY)
     back = emb.anysat.to_zarr(tmp_path / "area.zarr", "int8")
     assert np.isnan(back).all()
-    assert np.isnan(back.attrs["norm_mean"]).all()
+    assert np.isnan(np.array(back.attrs["norm_mean"], float)).all()
     (tmp_path / "area.zarr/anysat/c/0/0/0").unlink()
     same(emb.anysat.to_zarr(tmp_path / "area.zarr", "int8"), back)
 
@@ -761,10 +764,13 @@ NO_STORES: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"holds other files, but not what emb\.anysat\.to_zarr\(\.\.\.\) writes",
     ),
     "plain Zarr": (
-        lambda path: embeddings(chunks=None).to_zarr(path, zarr_format=3),
+        lambda path: embeddings(chunks=None).to_dataset().to_zarr(path, zarr_format=3),
         r"holds a Zarr store, but not .*Plain Zarr is opened by xarray\.open_zarr",
     ),
-    "Zarr 2": (lambda path: embeddings(chunks=None).to_zarr(path, zarr_format=2), "holds other files"),
+    "Zarr 2": (
+        lambda path: embeddings(chunks=None).to_dataset().to_zarr(path, zarr_format=2),
+        "holds other files",
+    ),
     "a file": (
         lambda path: path.write_text("mine"),
         "is a file: wanted a folder, or a path where nothing is",

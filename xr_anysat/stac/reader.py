@@ -113,6 +113,8 @@ class ItemReader:
                 raise
             warn(f"{error} The item is missing here")
             pixels = np.full((len(S2.bands), *dst_geobox.shape), np.nan, np.float32)
+        if dst is not None:  # odc-loader 0.5 keeps what the first item has written there
+            np.copyto(dst, pixels)
         return (slice(0, dst_geobox.shape[0]), slice(0, dst_geobox.shape[1])), pixels
 
     def read_observed(self, geobox: GeoBox) -> np.ndarray:
@@ -216,7 +218,7 @@ class ItemReader:
 
     def _read(self, name: str, uri: str, geobox: GeoBox | None, *, retry: bool) -> np.ndarray:
         import rasterio
-        from odc.loader import RioDriver
+        from odc.loader import reader_driver
         from rasterio.enums import Resampling
         from rasterio.vrt import WarpedVRT
 
@@ -225,7 +227,7 @@ class ItemReader:
             # GDAL caches failures like successes, and incomplete bodies as complete
             path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
             gdal["CPL_VSIL_CURL_NON_CACHED"] = path
-        driver: Any = RioDriver()
+        driver: Any = reader_driver("rio")
         with driver.restore_env(gdal, driver.new_load(geobox)), rasterio.open(uri) as file:
             if geobox is None:
                 return np.empty((0, 0))
@@ -279,10 +281,10 @@ def _signed(href: str) -> str:
 
 def gdal_environment(scenes: Iterable[ItemDecision]) -> dict[str, Any]:
     """Return the GDAL options for reading the scenes: timeouts, retries, and what their hrefs need."""
-    from odc.loader import RioDriver
+    from odc.loader import reader_driver
 
     options = {
-        **RioDriver().capture_env(),
+        **reader_driver("rio").capture_env(),
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_TIMEOUT": str(catalogs.TIMEOUT),
         "GDAL_HTTP_CONNECTTIMEOUT": str(catalogs.TIMEOUT),
@@ -350,7 +352,7 @@ class _Driver:
         return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(S2.bands))])
 
     def driver_data(self, md: Any, band_key: Any) -> Source:
-        return self.sources[md.id]
+        return self.sources[getattr(md, "owner", md).id]  # odc-stac 0.4 passes the asset, later ones the item
 
     def new_load(self, geobox: Any, *, chunks: Any = None) -> None:
         return None

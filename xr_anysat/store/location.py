@@ -59,9 +59,9 @@ class StoreLocation:
         from zarr.storage import FsspecStore, LocalStore
 
         if self.is_folder:
-            return LocalStore(self.address, read_only=read_only)
+            return _whole_files(LocalStore(self.address, read_only=read_only))
         if not isinstance(self.address, str):
-            return self.address
+            return _whole_files(self.address)
         try:
             # a remembered listing does not know of what other threads and workers have written since: their
             # blocks would be read as missing
@@ -87,6 +87,17 @@ class StoreLocation:
         return StoreLocation(
             parent or "/", self.storage_options
         ).root(), f"{self.name.removesuffix('.zarr')}."
+
+
+def _whole_files(store: Any) -> Any:
+    """Return a store that writes files whole or not at all: zarr's own of a folder does so since 3.1.3."""
+    from zarr.storage import LocalStore, _local
+
+    if type(store) is not LocalStore or hasattr(_local, "_atomic_write"):
+        return store
+    from xr_anysat.store.whole_files import WholeFileStore
+
+    return WholeFileStore(store.root, read_only=store.read_only)
 
 
 def parse_location(store: Any, storage_options: dict[str, Any] | None = None) -> StoreLocation:

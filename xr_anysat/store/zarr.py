@@ -309,7 +309,7 @@ def _with_statistics(emb: xr.DataArray, found: dict[str, Any] | None) -> xr.Data
     name = names[0]
     kept = {} if found is None else found["attrs"]
     if "norm_mean" in kept:
-        values = np.array([kept["norm_mean"], kept["norm_std"]])
+        values = np.array([kept["norm_mean"], kept["norm_std"]], float)  # zarr 3.0 writes NaN as a text
     else:
         lazy = da.Array(graph, name, chunks=((2,), (len(S2.bands),)), meta=np.empty((0, 0)))
         with annotate(retries=RETRIES):  # on a cluster; schedulers of one process do not know it
@@ -350,20 +350,20 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) 
 
     cell_bytes = stored.sizes["D"] * stored.dtype.itemsize
     inner = inner_chunk(layout.block, cell_bytes)
-    arrays, encoding = {}, {}
+    arrays: dict[str, xr.DataArray] = {}
+    encoding: dict[str, dict[str, Any]] = {}
     for name, dtype in dtypes(layout.codec, stored.dtype).items():
         array = stored if name == VALUES else stored.isel(D=0, drop=True)
         depth = (stored.sizes["D"],) if name == VALUES else ()
-        fill = np.nan if dtype.kind == "f" else 0
         arrays[name] = array.astype(dtype)
         if name != VALUES:
             arrays[name].attrs = {}
         encoding[name] = {
-            "chunks": (*depth, *inner), "shards": (*depth, *layout.block), "fill_value": fill,
+            "chunks": (*depth, *inner), "shards": (*depth, *layout.block),
             "compressors": (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),),
         }  # fmt: skip
         if dtype.kind == "f":
-            encoding[name]["_FillValue"] = fill
+            encoding[name]["_FillValue"] = np.nan
     # of any length, which others read too, unlike NumPy's of one length
     texts = {k: c.astype(object) for k, c in stored.coords.items() if c.dtype.kind == "U"}
     group = conventions.group_attributes(
@@ -383,7 +383,20 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, mine: dict[str, Any]) 
         dataset.to_zarr(
             memory, compute=False, zarr_format=3, consolidated=True, encoding=encoding, safe_chunks=False
         )
-    return {key: read(memory, key) or b"" for key in keys(memory, "")}
+    files = {key: read(memory, key) or b"" for key in keys(memory, "")}
+    return _filled_with_nan(files, [name for name in arrays if arrays[name].dtype.kind == "f"])
+
+
+def _filled_with_nan(files: dict[str, bytes], names: list[str]) -> dict[str, bytes]:
+    """Set the fill value of float arrays to NaN, as xarray does since 2025.3; before, Zarr's is 0 and cannot be set."""
+    found = {key: json.loads(files[key]) for key in ("zarr.json", *(f"{name}/zarr.json" for name in names))}
+    listed = found["zarr.json"]["consolidated_metadata"]["metadata"]
+    metadata = [doc for name in names for doc in (found[f"{name}/zarr.json"], listed[name])]
+    if all(doc["fill_value"] == "NaN" for doc in metadata):
+        return files
+    for doc in metadata:
+        doc["fill_value"] = "NaN"
+    return files | {key: json.dumps(doc, indent=2).encode() for key, doc in found.items()}
 
 
 def _finished(root: Any, layout: Layout) -> set[tuple[int, int]]:
@@ -517,9 +530,11 @@ def _write_block(
     )
     for name, part in encode(values, layout.codec).items():
         try:
-            array = zarr.open_array(target.root(), path=name, mode="r+", zarr_format=3)
+            stored: Any = zarr.open_array(target.root(), path=name, mode="r+", zarr_format=3)
             # a block of nothing but NaN has a shard too, or it would never count as finished
-            array.with_config({"write_empty_chunks": True})[(..., *at)] = part
+            config: Any = {"write_empty_chunks": True}  # Array.with_config, which zarr 3.0 does not have
+            array: Any = zarr.Array(zarr.AsyncArray(stored.metadata, stored.store_path, config))
+            array[(..., *at)] = part
         except Exception as error:  # of the file system, or of whichever library speaks to the server
             if isinstance(error, FileNotFoundError) and place in _finished(target.root(), layout):
                 return  # another run of the same wrote it, finished, and cleared this draft away
