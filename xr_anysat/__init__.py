@@ -1,6 +1,7 @@
-"""AnySat embeddings of any Sentinel-2 cube.
+"""AnySat embeddings of Sentinel-2 cubes.
 
-Importing xr_anysat registers the ``.anysat`` accessor on xarray's DataArray and Dataset, and imports no torch.
+Importing xr_anysat registers the ``.anysat`` accessor on xarray's DataArray and Dataset, but does not
+import torch.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ register()
 
 
 def __getattr__(name: str) -> Any:
-    # what needs an extra, or is rarely needed, is imported when it is asked for
+    # these need an extra or are rarely used, so they are imported on first access
     if name == "open_s2":
         from xr_anysat.stac.search import open_s2
 

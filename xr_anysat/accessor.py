@@ -1,6 +1,6 @@
-"""The ``.anysat`` accessor: each method is one call of a public function of the same name.
+"""The ``.anysat`` accessor: each method calls the public function of the same name.
 
-It holds no state, since xarray pickles accessors together with their array.
+It has no state, because xarray pickles accessors together with their array.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ R = TypeVar("R")
 
 
 def _method(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[AnySatAccessor, P], R]:
-    """`function` as a method: its first argument is the accessor's array."""
+    """Return `function` as a method, with the array of the accessor as first argument."""
 
     def method(self: AnySatAccessor, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(self._obj, *args, **kwargs)
@@ -55,7 +55,7 @@ def _method(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[
 
 
 class AnySatAccessor:
-    """AnySat embeddings of a Sentinel-2 cube, and what to do with them.
+    """AnySat embeddings of Sentinel-2 cubes, and analysis of embedding cubes.
 
     As the last line of a notebook's cell, ``frames.anysat`` shows composed frames with their calendar; for any other
     cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.

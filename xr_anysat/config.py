@@ -1,8 +1,8 @@
-"""Options: a call's argument beats ``config.set``, which beats the environment, which beats the default.
+"""Defaults of options, in order of precedence: argument, ``config.set``, environment, built-in default.
 
 The options live in :data:`config`, a :class:`donfig.Config`: ``xr_anysat.config.set(tile=64)``
-works as a statement and as a context manager, ``XR_ANYSAT_TILE=64`` in the environment is read at
-import (and again by ``xr_anysat.config.refresh()``).
+works as a statement and as a context manager. ``XR_ANYSAT_TILE=64`` in the environment is read on
+import, and again by ``xr_anysat.config.refresh()``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from xr_anysat.errors import OptionError
 
 
 class _DefaultInt(int):
-    """An ``int`` whose identity says that the caller gave no value of their own."""
+    """An ``int`` whose identity shows that the caller did not pass a value."""
 
 
 class _DefaultStr(str):
-    """A ``str`` whose identity says that the caller gave no value of their own."""
+    """A ``str`` whose identity shows that the caller did not pass a value."""
 
 
-# Defaults of the public functions that the configuration may override. They print and compare as
-# plain values, so that signatures and ``help()`` read well; `option` knows them by identity.
+# Defaults of public functions that the configuration may override. They print and compare like
+# plain values, so that signatures and ``help()`` are readable; `option` recognizes them by identity.
 FRAMES: int = _DefaultInt(8)
 TILE: int = _DefaultInt(24)
 NORM: str = _DefaultStr("per_tile_zscore")
@@ -46,31 +46,31 @@ DEFAULTS: dict[str, Any] = {
     "offline": False,
 }
 
-# donfig's own variables, which point at configuration files
+# variables of donfig itself, which name configuration files
 _DONFIG_KEYS = {"config", "root_config"}
 
 config = Config("xr_anysat")
 
 
 def option(name: str, given: Any) -> Any:
-    """The effective value of option `name`.
+    """Return the effective value of option `name`.
 
     Parameters
     ----------
     name : str
         A key of :data:`DEFAULTS`.
     given : object
-        What the caller passed; the very object of :data:`DEFAULTS` where they passed nothing.
+        What the caller passed, or the object in :data:`DEFAULTS` if they passed nothing.
 
     Returns
     -------
     object
-        `given` if it is the caller's own, else the configured value, else the default.
+        `given` if the caller passed it, else the configured value, else the default.
 
     Raises
     ------
     OptionError
-        If the configuration or the environment holds a key that xr_anysat does not know.
+        If the configuration or the environment has an unknown key.
     """
     check_known(config.config)
     default = DEFAULTS[name]
@@ -85,7 +85,7 @@ def option(name: str, given: Any) -> Any:
 
 
 def check_known(keys: Any) -> None:
-    """Refuse configuration keys that nobody reads, so that a misspelt option is not ignored."""
+    """Refuse unknown configuration keys, so that a misspelled option is not ignored."""
     for key in keys:
         if key in DEFAULTS or key in _DONFIG_KEYS:
             continue

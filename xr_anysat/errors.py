@@ -1,8 +1,8 @@
 """The exceptions and the warning of xr_anysat.
 
-Every refusal is an :class:`AnySatError`. Each subclass is also the built-in exception that
-Python users expect (``ValueError`` or ``TypeError``), so ``except ValueError`` goes on
-working. A message names what was seen, what was wanted, and the call that mends it.
+Every error that xr_anysat raises on purpose is an :class:`AnySatError`. Each subclass is also the built-in
+exception that Python users expect (``ValueError``, ``TypeError`` or ``OSError``), so ``except ValueError``
+works. A message says what was seen, what was expected, and which call fixes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 class AnySatError(Exception):
-    """Base of everything that xr_anysat refuses."""
+    """Base class of the errors of xr_anysat."""
 
 
 class CubeError(AnySatError, ValueError):
@@ -21,11 +21,11 @@ class CubeError(AnySatError, ValueError):
 
 
 class CubeTypeError(AnySatError, TypeError):
-    """Not a cube at all, or the method belongs to the other kind of cube."""
+    """The object is not a cube, or the method applies to the other kind of cube."""
 
 
 class OptionError(AnySatError, ValueError):
-    """An option, configuration key or environment variable has an impossible value."""
+    """An option, configuration key or environment variable has an invalid value."""
 
 
 class WeightsError(AnySatError, ValueError):
@@ -33,11 +33,11 @@ class WeightsError(AnySatError, ValueError):
 
 
 class DeviceError(AnySatError, ValueError):
-    """The device that was asked for is not there, or has too little memory."""
+    """The requested device does not exist, or has too little memory."""
 
 
 class CatalogError(AnySatError, ValueError):
-    """A catalog cannot be searched, or holds nothing that was asked for."""
+    """A catalog cannot be searched, or has no item that matches."""
 
 
 class ReadError(AnySatError, OSError):
@@ -45,19 +45,19 @@ class ReadError(AnySatError, OSError):
 
 
 class StoreError(AnySatError, ValueError):
-    """A store holds something else than what was asked for, or cannot be opened."""
+    """A store cannot be opened, or its contents are not those expected."""
 
 
 class WriteError(AnySatError, OSError):
-    """A store cannot be written; what is finished stays."""
+    """A store cannot be written. Finished blocks are kept."""
 
 
 class AnySatWarning(UserWarning):
-    """Something looks wrong, but may be right: nothing was changed."""
+    """Something looks wrong but may be intended. The data are not changed."""
 
 
 def warn(message: str) -> None:
-    """Issue an :class:`AnySatWarning` at the line that called this package, by whichever way."""
+    """Issue an :class:`AnySatWarning` that points to the line outside of this package that called it."""
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:

@@ -1,4 +1,4 @@
-"""The provenance record: what made an embedding, and which records are comparable."""
+"""The provenance record: how an embedding was computed, and which records are comparable."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ FIELDS: dict[str, Field] = {
 """Every option of `embed`, in the order of its signature. A new option is a new entry, with its version."""
 
 FRAMES_DESCRIPTION = {"acquisitions", "outside_period", "dates", "dates_outside", "empty_bins"}
-"""What the record of frames holds besides options: the acquisitions that went in."""
+"""Entries of the record of frames that are not options: the acquisitions that were used."""
 
 NOT_COMPARED = {
     "weights_sha256",
@@ -94,17 +94,17 @@ NOT_COMPARED = {
     "grid_shape",
     "history",
 }
-"""Further attributes in which an embedding may differ from its store and yet be the same."""
+"""Other attributes that may differ between an embedding and its store."""
 
 UNRECORDED = "of the cube's own frames, and not recorded"
-"""In the record of how embeddings were made, in place of statistics that were not computed yet."""
+"""Value in a comparability record for statistics that were not computed yet."""
 
 
 def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
-    """What embeddings must have in common for their vectors to mean the same, as far as attrs say.
+    """Return what embeddings must have in common for their vectors to be comparable, according to attrs.
 
-    Weights, statistics and the fields with `Field.vectors`, but neither place nor time. Empty without a record of
-    :func:`xr_anysat.embed`.
+    This is the weights, the statistics and the fields with `Field.vectors`, but not place and time. Empty without a
+    record of :func:`xr_anysat.embed`.
     """
     if "config" not in emb.attrs:
         return {}
@@ -152,12 +152,12 @@ def _described(value: Any) -> str:
 
 
 def check_comparable(own: Mapping[str, Any], other: Mapping[str, Any], call: str, whose: str) -> None:
-    """Refuse embeddings whose vectors mean something else.
+    """Refuse embeddings whose vectors are not comparable.
 
     Parameters
     ----------
     own, other : Mapping
-        Results of :func:`comparability_record`; a field that one of an older version lacks has its default.
+        Results of :func:`comparability_record`; a field missing in a record of an older version has its default.
     call, whose : str
         For the message: the call, and the owner of `other`.
 
@@ -182,15 +182,15 @@ def check_comparable(own: Mapping[str, Any], other: Mapping[str, Any], call: str
     )
     if names == ["statistics"]:
         remedy = (
-            "embed all with the same, norm='pastis' or one saved norm=cube.anysat.statistics(8): 'per_tile_zscore' "
-            "normalizes each cube by its own"
+            "embed all with the same statistics, norm='pastis' or one saved norm=cube.anysat.statistics(8), because "
+            "'per_tile_zscore' normalizes each cube by its own statistics"
         )
     else:
-        remedy = "embed all with the same, as cube.anysat.embed(**json.loads(emb.attrs['config'])) does"
+        remedy = "embed all with the same options, cube.anysat.embed(**json.loads(emb.attrs['config']))"
     if not known.issuperset(names):
         remedy += UPGRADE_HINT
     raise CubeError(
-        f"{call} of embeddings that were not made alike: {differing}. Their vectors do not compare; {remedy}"
+        f"{call} of embeddings with different settings: {differing}. Their vectors are not comparable; {remedy}"
     )
 
 
@@ -206,7 +206,7 @@ def has_record(emb: xr.DataArray) -> bool:
 
 
 def encoder_spec_of(emb: xr.DataArray) -> EncoderSpec:
-    """Read the spec that an embedding was made with from its record."""
+    """Read the encoder spec of an embedding from its record."""
     if "config" not in emb.attrs:
         raise CubeTypeError(
             f"prepare(client, DataArray): its attrs {sorted(map(str, emb.attrs))} have no record of an encoder. "
@@ -223,7 +223,7 @@ def encoder_spec_of(emb: xr.DataArray) -> EncoderSpec:
 
 
 NOT_LOADED = "not loaded yet"
-"""In the record, in place of the hash of an official checkpoint that was not here when a lazy graph was built."""
+"""Value in the record for the hash of an official checkpoint that was not available when the graph was built."""
 
 
 def embedding_attrs(
@@ -235,7 +235,7 @@ def embedding_attrs(
     emb: xr.DataArray,
     lazy: bool,
 ) -> dict[str, Any]:
-    """All that is needed to make the embedding again, in types that Zarr and NetCDF 4 take."""
+    """Return all that is needed to compute the embedding again, in types that Zarr and NetCDF 4 support."""
     doy0 = made["doy"].values - record["doy_base"]
     attrs: dict[str, Any] = {
         "long_name": f"AnySat {config['output']} embedding",
@@ -270,14 +270,14 @@ def embedding_attrs(
         attrs["norm_mean"], attrs["norm_std"] = ([float(v) for v in row] for row in stats)
     elif config["norm"] == "per_tile_zscore":
         attrs["norm_statistics"] = (
-            "of the frames of this cube, made when it is computed; cube.anysat.statistics() gives them, "
-            "and as norm= they are recorded here"
+            "of the frames of this cube, computed with it; cube.anysat.statistics() returns them, "
+            "and passed as norm= they are recorded here"
         )
     return attrs
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that take part in a result."""
+    """Return the versions of the libraries that affect results."""
     from xr_anysat._version import __version__
 
     found = {"xr_anysat": __version__}
@@ -294,7 +294,7 @@ MESSAGE_CHARS = 120
 
 
 def weights_identity(attrs: dict[Any, Any]) -> str | None:
-    """Location-independent identity of the weights: their hash, or their source where they have none (yet)."""
+    """Return the location-independent identity of the weights: their hash, or their source if they have no hash yet."""
     source, sha256 = WeightsSource.parse(str(attrs.get("weights"))), attrs.get("weights_sha256")
     if source.kind == "official" or OFFICIAL.has(str(sha256)):
         return "official"
@@ -302,7 +302,7 @@ def weights_identity(attrs: dict[Any, Any]) -> str | None:
 
 
 def parse_nested(attrs: dict[Any, Any]) -> dict[str, Any]:
-    """Attributes with those that are JSON parsed, so that a difference can be named."""
+    """Return attributes with JSON parsed, so that a message can name the entries that differ."""
     nested = {}
     for key, value in attrs.items():
         try:
@@ -314,7 +314,7 @@ def parse_nested(attrs: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _compared(place: str, name: str) -> bool:
-    """Whether a run that resumes a store must have the same value; `place` is the dict that holds it."""
+    """Whether a run that resumes a store must have the same value of `name` in the dict `place`."""
     if place == "grid":
         return name != "geotransform"  # the transform as text
     if place in ("attrs.config", "attrs.frames"):
@@ -326,7 +326,7 @@ def _compared(place: str, name: str) -> bool:
 
 
 def _value(record: dict[str, Any], place: str, name: str) -> Any:
-    """A value of a record; of a field that it lacks, the default. An empty record has no value at all."""
+    """Return a value of a record, or the default of a missing field; an empty record has no values."""
     if name in record or not record:
         return record.get(name)
     if place in ("attrs.config", "attrs.frames"):
@@ -337,7 +337,7 @@ def _value(record: dict[str, Any], place: str, name: str) -> Any:
 
 
 def differences(a: Any, b: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names and values of the leaves in which two identities of stores differ."""
+    """Yield name and both values of each entry in which two identities of stores differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for name in dict.fromkeys([*a, *b]):
             if _compared(place, name):
@@ -348,7 +348,7 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[tuple[str, Any, Any
 
 
 def shorten(value: Any, other: Any) -> str:
-    """JSON of a value; of a long one the part where it begins to differ from `other`.
+    """Return the JSON of a value; of a long value, only the part where it begins to differ from `other`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`show_versions`: what a report of a bug, or of a strange result, should have with it."""
+"""`show_versions`: facts to include in a bug report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from xr_anysat.model.weights import resolve_device
 from xr_anysat.shared.text import format_bytes, physical_memory
 
 FOR_DEVELOPERS = ("test", "docs")
-"""Extras whose packages take no part in anything that users do."""
+"""Extras that only developers need; their packages are not listed."""
 
 
 def show_versions(file: TextIO | None = None) -> None:
-    """Print versions, machine, torch's devices, where the weights are, and the configuration in force.
+    """Print versions, machine, devices of torch, paths of the weights, and the configuration.
 
     Nothing is downloaded, and no weights are read.
 
@@ -53,7 +53,7 @@ def _system() -> Iterator[str]:
 
 
 def _packages() -> Iterator[str]:
-    """The packages that are needed and those of the extras, with their versions."""
+    """Yield the required packages and those of the extras, with their versions."""
     try:
         needed = importlib.metadata.requires("xr_anysat") or []
     except importlib.metadata.PackageNotFoundError:
@@ -73,10 +73,10 @@ def _packages() -> Iterator[str]:
 
 
 def _torch() -> Iterator[str]:
-    """What torch computes on."""
+    """Yield what torch computes on."""
     try:
         import torch
-    except Exception as error:  # a broken installation may raise anything, and is what is looked for here
+    except Exception as error:  # a broken installation may raise anything, and is worth reporting
         yield f"torch cannot be imported: {type(error).__name__}: {error}"
         return
     yield f"torch threads: {torch.get_num_threads()}"
@@ -90,7 +90,7 @@ def _torch() -> Iterator[str]:
 
 
 def _options() -> Iterator[str]:
-    """Where weights are, and the options; an impossible one is told in place of them."""
+    """Yield paths of weights and the options, or the error that an invalid option causes."""
     try:
         yield from _weights()
     except OptionError as error:
@@ -100,7 +100,7 @@ def _options() -> Iterator[str]:
 
 
 def _weights() -> Iterator[str]:
-    """Where the official checkpoint is, if it is here: neither fetched nor hashed."""
+    """Yield the path of the official checkpoint, without downloading or hashing it, and of converted weights."""
     folder = cache_dir()
     yield f"official checkpoint: {find_official() or 'not on this machine'}"
     kept = sorted(path.stem[:12] for path in folder.glob(f"*{SAFE}"))

@@ -113,7 +113,9 @@ def test_offline_needs_a_checkout():
 def test_github_out_of_reach(monkeypatch):
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-    message = r"(?s)'gastruc/anysat' could not be had from GitHub:.*refused.*checkout: verify\(repo=PATH\)"
+    message = (
+        r"(?s)'gastruc/anysat' could not be downloaded from GitHub:.*refused.*checkout: verify\(repo=PATH\)"
+    )
     with pytest.raises(OptionError, match=message):
         verify(weights="random", model="tiny")
 

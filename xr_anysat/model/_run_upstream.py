@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 OUTPUTS = ("tile", "patch", "dense", "all")
-UNREACHABLE = 3  # exit status: the repository could not be had
+UNREACHABLE = 3  # exit status: the repository could not be downloaded
 
 
 def main(repo: str, source: str, size: str, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What the published models are made of: sizes, sensors, outputs. Plain tables, no torch."""
+"""Tables of the published models: sizes, projectors, outputs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 DATE_HEADS, KEY_DIM = 16, 8  # heads of the temporal attention and the length of its keys
 BUCKETS = 8  # rows of the relative position table
-CPU_ROWS = 2048  # rows that go through a stage's widest layer at once on a CPU: bounds a window's memory
-ACCELERATOR_ROWS = 1 << 18  # as many on an accelerator, which needs them to be kept busy
+CPU_ROWS = 2048  # rows per pass through the widest layer of a stage on a CPU: bounds the memory of a window
+ACCELERATOR_ROWS = 1 << 18  # the same on an accelerator, which needs more rows to be busy
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Size:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """What a projector is built from: the bands, and the temporal or the image kind."""
+    """How a projector is built: number of bands, and the temporal or the image kind."""
 
     channels: int
     series: bool = True
-    date_base: int = 367  # base of the date code's sinusoids, not a limit on the dates
+    date_base: int = 367  # base of the sinusoids of the date code; dates may be larger
     normed_values: bool = False  # a GroupNorm over (channels of a group x dates) before attention
-    kernel: int = 10  # image kind: pixels under one convolution
+    kernel: int = 10  # image kind: side of the convolution in pixels
 
 
 SIZES = {"tiny": Size(256, 2, 4), "small": Size(512, 4, 8), "base": Size(768, 6, 12)}
@@ -50,7 +50,7 @@ OUTPUTS = ("tile", "patch", "dense", "local", "all")
 
 
 def cell_side(output: str, *, side: int, tile: int) -> int:
-    """Pixels on the side of an output cell, for patches of `side` and windows of `tile` pixels.
+    """Return the side of an output cell in pixels, for patches of `side` and windows of `tile` pixels.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def cell_side(output: str, *, side: int, tile: int) -> int:
 
 
 def channels(size: str, output: str) -> int:
-    """Channels of an output kind: the width of the model, twice that for ``dense``.
+    """Return the number of channels of an output: the width of the model, twice that for ``dense``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Compare with upstream: the same weights and inputs through upstream's own code and through ours."""
+"""Compare with upstream: run its code and ours with the same weights and inputs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 OUTPUTS = ("tile", "patch", "dense", "all")  # upstream's; "local" is the second half of "dense"
-CASES = ((10, 6, 3), (20, 8, 2), (40, 8, 1))  # patch side in metres, window side in pixels, dates
+CASES = ((10, 6, 3), (20, 8, 2), (40, 8, 1))  # patch side in meters, window side in pixels, dates
 BATCH = 2
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of one case, by both implementations."""
+    """Difference of the two implementations in one output of one case."""
 
     patch_size: int
     tile: int
@@ -41,14 +41,14 @@ class Comparison:
 
 @dataclass(frozen=True, repr=False)
 class VerifyReport:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes
     ----------
     repo, model : str
         What was compared.
     sha256 : str or None
-        Hash of the weights that both ran with.
+        Hash of the weights of both.
     comparisons : tuple of Comparison
         One for each output of each case.
     tolerance : float
@@ -60,7 +60,7 @@ class VerifyReport:
     >>> report.passed
     True
     >>> report
-    xr_anysat beside gastruc/anysat, model 'base': passed, largest difference 2.0e-06, 1e-04 allowed
+    xr_anysat compared with gastruc/anysat, model 'base': passed, largest difference 2.0e-06, 1e-04 allowed
       patch 10 m  window  6 px  3 dates  tile   2.0e-06
     """
 
@@ -82,7 +82,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         head = (
-            f"xr_anysat beside {self.repo}, model {self.model!r}: {'passed' if self.passed else 'FAILED'}, "
+            f"xr_anysat compared with {self.repo}, model {self.model!r}: {'passed' if self.passed else 'FAILED'}, "
             f"largest difference {self.max_abs_difference:.1e}, {self.tolerance:.0e} allowed"
         )
         lines = [
@@ -103,21 +103,21 @@ def verify(
     model: str = MODEL,
     device: str = "cpu",
 ) -> VerifyReport:
-    """Run upstream's code beside ours, with the same weights and inputs.
+    """Compare with upstream: run its code and ours with the same weights and inputs.
 
-    It runs the code of `repo`, in a process of its own, on the CPU and without its flash-attention
-    branch: pass a repository that you trust.
+    This runs the code of `repo` in a separate process, on the CPU and without its flash-attention
+    branch. Pass only a repository that you trust.
 
     Parameters
     ----------
     repo : str or path
         A checkout of upstream's repository, or ``owner/name`` (``owner/name:ref``) on GitHub.
     weights : None, path, "random" or ("random", seed)
-        The weights of both (option ``weights``); None is the official checkpoint.
+        Weights of both (option ``weights``); None is the official checkpoint.
     model : {"base", "small", "tiny"}
         Size (option ``model``).
     device : str
-        Where ours runs.
+        Device of our code.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def verify(
     Raises
     ------
     OptionError
-        If `repo` is not upstream's repository, cannot be had, or does not run.
+        If `repo` is not upstream's repository, cannot be downloaded, or does not run.
     WeightsError
         If the weights are missing, damaged, unsafe, or those of another model.
     DeviceError
@@ -139,7 +139,7 @@ def verify(
         raise OptionError(f"model={type(size).__name__}: verify compares sizes by name, as in model='base'")
     spec = encoder_spec(size, option("weights", weights), device)
     inputs = _inputs()
-    encoder = get_encoder(spec)  # before the slow part, for it says what is wrong with weights and device
+    encoder = get_encoder(spec)  # before the slow part, because it checks weights and device
     theirs = _run_upstream(repo, source, spec, inputs)
     ours = _run_ours(encoder, inputs)
     comparisons = tuple(
@@ -152,7 +152,7 @@ def verify(
 
 
 def _repository(repo: str | PathLike[str]) -> tuple[str, str]:
-    """Resolve `repo` to what torch.hub takes: a folder or a name, and its source."""
+    """Return `repo` as torch.hub expects it: a folder or a name, and its source."""
     folder = Path(repo).expanduser()
     if folder.is_dir():
         if not (folder / "hubconf.py").is_file():
@@ -175,7 +175,7 @@ def _repository(repo: str | PathLike[str]) -> tuple[str, str]:
 
 
 def _inputs() -> dict[str, np.ndarray[Any, Any]]:
-    """Make seeded inputs: z-scores, and dates that differ between the samples."""
+    """Draw seeded inputs: z-scores, and dates that differ between samples."""
     random = np.random.default_rng(0)
     inputs: dict[str, np.ndarray[Any, Any]] = {}
     for i, (patch_size, tile, frames) in enumerate(CASES):
@@ -186,7 +186,7 @@ def _inputs() -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _run_ours(encoder: nn.Module, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Run the encoder that embed would run."""
+    """Run our encoder."""
     import torch
 
     device = next(encoder.parameters()).device
@@ -214,7 +214,7 @@ def _run_upstream(
         folder = Path(name)
         save_file(load_state(spec), folder / "weights.safetensors")
         np.savez(folder / "cases.npz", allow_pickle=False, **inputs)
-        # -P: our own module names must not stand in the way of upstream's imports
+        # -P: the names of our modules must not shadow those that upstream imports
         command = [sys.executable, "-P", str(script), repo, source, spec.size, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         if done.returncode:
@@ -224,13 +224,13 @@ def _run_upstream(
 
 
 def _failure(repo: str, done: subprocess.CompletedProcess[str]) -> OptionError:
-    """Say why upstream did not run."""
+    """Return the error that says why upstream did not run."""
     from xr_anysat.model._run_upstream import UNREACHABLE
 
     last = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-12:])
     if done.returncode == UNREACHABLE:
         return OptionError(
-            f"repo={repo!r} could not be had from GitHub:\n{last}\nClone it where that is possible, "
+            f"repo={repo!r} could not be downloaded from GitHub:\n{last}\nClone it on a machine with a network, "
             "and pass the local checkout: verify(repo=PATH)."
         )
     return OptionError(
@@ -241,7 +241,7 @@ def _failure(repo: str, done: subprocess.CompletedProcess[str]) -> OptionError:
 
 
 def _difference(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
-    """Take the largest absolute difference; infinite where the shapes differ."""
+    """Return the largest absolute difference; infinite if the shapes differ."""
     if ours.shape != theirs.shape:
         return math.inf
     return float(np.abs(ours - theirs).max())
