@@ -160,6 +160,7 @@ def test_chunks_change_no_bit(
     same(everything(emb.chunk(dict(zip(emb.dims, chunks, strict=True))), points), all_of_it)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_and_schedulers_change_no_bit(
     emb: xr.DataArray, points: gpd.GeoDataFrame, all_of_it: dict[str, Any], threads: int

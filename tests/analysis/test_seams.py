@@ -199,6 +199,7 @@ def test_windows_of_embed_are_found_where_they_are(output: str, anchor: str) -> 
 # ---------------------------------------------------------------------- chunks
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     chunks=st.tuples(*[st.integers(2, n) for n in (6, 17, 14)]),
@@ -299,6 +300,7 @@ def measured(frames: xr.DataArray, **options: Any) -> xr.Dataset:
     return seams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patch_size", "tile"), [(10, 8), (20, 16), (40, 32)])
 def test_local_has_no_seams(frames: xr.DataArray, patch_size: int, tile: int) -> None:
     """Pixels' tokens step where patches meet, and no more where windows do."""
@@ -306,10 +308,12 @@ def test_local_has_no_seams(frames: xr.DataArray, patch_size: int, tile: int) ->
     assert seams["score"].item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_patch_has_seams(frames: xr.DataArray) -> None:
     assert measured(frames, output="patch")["score"] > 2
 
 
+@pytest.mark.slow
 def test_overlap_lowers_the_score(frames: xr.DataArray) -> None:
     hard, smooth = (measured(frames, output="patch", overlap=overlap) for overlap in (0, 12))
     assert smooth["score"] < 0.5 * hard["score"]

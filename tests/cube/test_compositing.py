@@ -565,6 +565,7 @@ def test_names_of_graphs_follow_what_is_in_them() -> None:
     assert len({base, *names}) == 1 + len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunks", "size"),
     [

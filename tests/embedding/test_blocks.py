@@ -47,6 +47,7 @@ def test_building_computes_nothing(options: dict[str, Any], monkeypatch: pytest.
     assert isinstance(emb.data, da.Array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["patch", "dense", "local", "tile"])
 @pytest.mark.parametrize("anchor", ["grid", "cube"])
 def test_graph_promises_what_is_computed(output: str, anchor: str) -> None:

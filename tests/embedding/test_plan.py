@@ -95,6 +95,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "small"])
 @pytest.mark.parametrize("output", anysat.OUTPUTS)
 @pytest.mark.parametrize(("side", "tile"), [(1, 5), (2, 8), (4, 12)])
@@ -124,6 +125,7 @@ def test_parameters_are_those_of_the_model(size: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == cost.PARAMETERS[size]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell peaks of memory")
 def test_working_memory_is_what_a_window_takes() -> None:
     """Measured in a process of its own that gives freed memory back at once."""
@@ -204,6 +206,7 @@ def test_figures_are_those_of_the_embedding(options: dict[str, Any], crs: str | 
     assert p.bytes_read == taken.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"output": "dense"}, {"patch_size": 40, "tile": 64, "norm": "pastis"}, {"pool": "max"}]
 )
@@ -632,6 +635,7 @@ def test_calibration_reads_no_pixel(options: dict[str, Any], monkeypatch: pytest
     assert bare == cube.anysat.plan(2, tile=8, device="cpu", **options, **TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_weights_that_are_not_here_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(

@@ -58,6 +58,7 @@ def test_pixel_with_invalid_dates_equals_its_valid_dates_alone(
             torch.testing.assert_close(got[n : n + 1], alone, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_dates_of_each_pixel_may_differ(size: str, rng: torch.Generator) -> None:
     m = formula_model(size)

@@ -67,6 +67,7 @@ def repository(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 def test_the_same_model_passes(repository):
     with config.set(model="tiny", weights="random:4"):
         report = verify(repository())
@@ -78,6 +79,7 @@ def test_the_same_model_passes(repository):
     assert report.sha256 in str(report)
 
 
+@pytest.mark.slow
 def test_a_changed_weight_fails(repository):
     folder = repository(before="self.model.blocks[-1].mlp.fc2.bias.add_(0.001)")
     report = verify(folder, weights="random", model="tiny")
@@ -110,6 +112,7 @@ def test_offline_needs_a_checkout():
         verify(weights="random", model="tiny")
 
 
+@pytest.mark.slow
 def test_github_out_of_reach(monkeypatch):
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
@@ -120,6 +123,7 @@ def test_github_out_of_reach(monkeypatch):
         verify(weights="random", model="tiny")
 
 
+@pytest.mark.slow
 def test_a_failing_repository_shows_its_last_lines(repository):
     folder = repository(whole="raise ImportError('no module named flash_thing')")
     message = r"(?s)did not run \(exit status 1\). Its last lines:.*no module named flash_thing.*install it"

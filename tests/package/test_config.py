@@ -135,6 +135,7 @@ def test_unknown_options_are_refused_with_a_suggestion(name: str, hint: str) -> 
                 call()
 
 
+@pytest.mark.slow
 def test_the_environment_beats_the_default_and_loses_to_set() -> None:
     out = run(
         """
@@ -169,6 +170,7 @@ def test_the_environment_beats_the_default_and_loses_to_set() -> None:
     assert given == "[8, 24, 'treesatai', 'base', 'random:2', 'cpu', 'bfloat16']"
 
 
+@pytest.mark.slow
 def test_an_unknown_environment_variable_is_refused_until_it_is_gone() -> None:
     out = run(
         """

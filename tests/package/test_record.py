@@ -21,6 +21,7 @@ from xr_anysat.record import FIELDS, RECORD_VERSION, Field
 TINY = {"model": "tiny", "weights": "random"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -278,6 +279,7 @@ def attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FIELDS, "attention", Field("tokens", since=RECORD_VERSION + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("attention")
 def test_an_option_that_is_new_and_differs_is_refused_by_all(tmp_path: Path) -> None:
     old, new = maps(), maps(attention="heads")
@@ -295,6 +297,7 @@ def test_an_option_that_is_new_and_differs_is_refused_by_all(tmp_path: Path) -> 
         new.anysat.cluster(model=old.anysat.cluster(2)[1])
 
 
+@pytest.mark.slow
 def test_an_option_that_is_new_and_at_its_default_is_refused_by_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

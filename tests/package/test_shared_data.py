@@ -100,6 +100,7 @@ def test_a_date_that_is_all_cloud_changes_nothing(treesat: xr.DataArray) -> None
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ERRORS)
 @pytest.mark.parametrize("source", ["treesat", "worldcereal", "synth"])
 def test_precision_on_real_cubes(source: str, precision: str, request: pytest.FixtureRequest) -> None:

@@ -85,6 +85,7 @@ def test_the_configuration_in_force() -> None:
         assert "unknown option 'tiel'" in told()["configuration"]
 
 
+@pytest.mark.slow
 def test_from_the_environment_without_importing_torch_before() -> None:
     code = "import sys, xr_anysat; print('torch' in sys.modules); xr_anysat.show_versions()"
     done = subprocess.run(

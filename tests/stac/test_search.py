@@ -180,6 +180,7 @@ def completed(item):
     return item
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_granules_of_three_passes(tmp_path):
     items = [completed(absolute(i)) for i in shared_items("scenes/mapchete_33TW/*/item.json")]
@@ -249,6 +250,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_items_of_four_catalogs(tmp_path, monkeypatch):
     """Every item there is through a search, and what was decided of it: metadata only, nothing is read."""
@@ -374,6 +376,7 @@ LASTING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LASTING)
 def test_a_lasting_fault_of_an_asset(server, tmp_path, hasty, monkeypatch, name):
     """The error names item and asset, of one date among several; and the process is not marred by it."""
@@ -446,6 +449,7 @@ def test_a_missing_mask_asset_is_not_a_clear_sky(server, tmp_path, hasty):
         assert cube.compute().isnull().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "threads"), [(1, 4), (3, 4), (6, 1)])
 def test_workers_bound_the_reading(server, tmp_path, workers, threads):
     """However many threads the scheduler has: reading waits for servers, not for cores."""
@@ -473,6 +477,7 @@ def test_a_passing_fault_of_a_catalog(server, tmp_path, hasty, path, faults):
     assert not server.faults[path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Fault(503), Fault(404), Fault(wait=1.3)], ids=["broken", "gone", "slow"])
 def test_a_lasting_fault_of_a_catalog(server, tmp_path, hasty, fault):
     """Also on the second page: half a search is none."""
@@ -845,6 +850,7 @@ class Shape:
             self.crs = crs
 
 
+@pytest.mark.slow
 def test_a_geometry_gives_its_bounding_box():
     bbox = (11.2, 46.4, 11.3, 46.5)
     plain = box(*bbox, "EPSG:4326")
@@ -940,6 +946,7 @@ def test_masked_stays_missing_to_the_end(tmp_path):
     assert not missing[12:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metres", [10, 15, 20, 55])
 def test_dilation_is_by_distance_and_sees_beyond_blocks_and_edges(tmp_path, metres):
     rng = np.random.default_rng(0)
@@ -1052,6 +1059,7 @@ def test_clouds_spare_reading(server, tmp_path):
     assert set(server.counts()) == {"/day0/scl.tif"}
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(tmp_path):
     """Also where an item is in another zone and every pixel of it is interpolated."""
     rng = np.random.default_rng(1)
@@ -1320,6 +1328,7 @@ def test_cdse_needs_credentials(monkeypatch):
         open_s2(**AREA, catalog=[item])
 
 
+@pytest.mark.slow
 def test_cdse_is_read_over_s3(server, tmp_path, monkeypatch):
     """Whichever catalog lists its hrefs; and without boto3."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

@@ -51,6 +51,7 @@ def wide_without_crs() -> xr.DataArray:
     return xr.DataArray(emb.values, dims=emb.dims, coords={k: emb[k].values for k in ("y", "x")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("bands", [None, [7, 0, 255], np.array([3])])
 def test_cog_holds_the_embedding(bands: Any, lazy: bool, tmp_path: Path) -> None:

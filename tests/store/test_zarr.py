@@ -104,6 +104,7 @@ def same(got: xr.DataArray, want: xr.DataArray) -> None:
 # ---------------------------------------------------------------------- what comes back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -169,6 +170,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_cubes_come_back_identical(kind: str, tmp_path: Path) -> None:
     emb = ODD[kind]()
@@ -185,6 +187,7 @@ def test_odd_cubes_come_back_identical(kind: str, tmp_path: Path) -> None:
     assert plain.size == emb.size or np.isnan(plain).sum() >= plain.size - emb.size
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), codec=st.sampled_from(CODECS), crs=st.sampled_from([None, "EPSG:32632", "EPSG:3035"]))
 def test_any_cube_comes_back(
@@ -360,6 +363,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return cube.anysat.embed(3, patch_size=20, tile=48, norm="pastis", **TINY).values
 
 
+@pytest.mark.slow
 def test_errors_of_the_codecs(scene: np.ndarray) -> None:
     """docs/storage.md tells these figures. The weights are random: what is measured is the codec."""
     gaussian = np.random.default_rng(0).normal(size=(768, 25, 25)).astype(np.float32)
@@ -716,6 +720,7 @@ def test_official_weights_are_the_same_before_and_after_their_download(tmp_path:
         )
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_is_allowed(begun: Path, formula_tiny: Path, tmp_path: Path) -> None:
     """Weights of the same hash elsewhere, another device or batch, a cube in memory."""
     copied = shutil.copy(formula_tiny, tmp_path / f"copy{formula_tiny.suffix}")
@@ -1113,6 +1118,7 @@ def test_s3(kind: str, s3: S3Server, tmp_path: Path) -> None:
         embedded(norm="raw").anysat.to_zarr(store, "int8", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "status"), [("s3fs", 403), ("obstore", 507)])
 def test_s3_refuses_writes(kind: str, status: int, s3: S3Server) -> None:
     """Once, in the middle; then the same call finishes."""
@@ -1142,6 +1148,7 @@ def test_s3_refuses_writes(kind: str, status: int, s3: S3Server) -> None:
     assert objects(s3, name) == objects(s3, f"whole-{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore"])
 def test_what_others_have_written_since_is_seen(kind: str, s3: S3Server) -> None:
     """File systems of fsspec remember listings, a thread each: a block missing then must not be missing now."""
@@ -1158,6 +1165,7 @@ def test_what_others_have_written_since_is_seen(kind: str, s3: S3Server) -> None
         same(begun, embeddings())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore"])
 def test_s3_cannot_be_read(kind: str, s3: S3Server) -> None:
     with Gate(s3.url, lambda method, path: 403) as gate:
@@ -1167,6 +1175,7 @@ def test_s3_cannot_be_read(kind: str, s3: S3Server) -> None:
                 call(store, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore"])
 def test_two_at_once_on_s3(kind: str, s3: S3Server) -> None:
     """Both have seen that there is nothing; the second to write is refused, though the first has gone on since."""
@@ -1205,6 +1214,7 @@ def test_two_at_once_on_s3(kind: str, s3: S3Server) -> None:
     same(xr_anysat.open(place, **options), embs[winner])
 
 
+@pytest.mark.slow
 def test_the_root_of_a_bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     s3.bucket("whole")

@@ -84,6 +84,7 @@ def test_each_acquisition_is_a_frame() -> None:
         assert axes["calendar"].get_title("left").endswith("one frame per acquisition")
 
 
+@pytest.mark.slow
 def test_one_stretch_for_all_frames() -> None:
     rng = np.random.default_rng(0)
     values = rng.uniform(200, 1800, (5, 3, 20, 20))
