@@ -711,7 +711,7 @@ def test_a_class_that_a_fold_lacks_is_no_error(emb: xr.DataArray) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["patch", "dense", "local", "tile"])
 def test_every_kind_of_output(real: dict[str, xr.DataArray], output: str, tmp_path: Path) -> None:
-    emb = real[output]
+    emb = real[output][:, :24, :24]
     emb.chunk(y=8, x=9).anysat.to_zarr(tmp_path / "area.zarr", "int8")
     stored = xr_anysat.open(tmp_path / "area.zarr")
     middle = [float(emb[d][emb.sizes[d] // 2]) for d in ("x", "y")]

@@ -98,7 +98,7 @@ def test_the_number_of_threads_changes_no_bit(embed: Any, shape: tuple[int, int]
     """Torch's: a worker of a cluster has another number of them than a notebook."""
     import torch
 
-    cube, threads = small_cube(height=22, width=20), torch.get_num_threads()
+    cube, threads = small_cube(height=14, width=12), torch.get_num_threads()
     got = []
     try:
         for n in (1, 2, 3):
@@ -114,7 +114,8 @@ def test_the_number_of_threads_changes_no_bit(embed: Any, shape: tuple[int, int]
 def test_schedulers_change_no_bit(embed: Any, scheduler: str) -> None:
     cube = small_cube(height=20, width=20)
     want = embed(cube, patch_size=20, tile=8)
-    with dask.config.set(scheduler=scheduler, num_workers=2):
+    workers = 1 if scheduler == "processes" else 2  # each process imports torch
+    with dask.config.set(scheduler=scheduler, num_workers=workers):
         same(embed(cube.chunk(time=2, y=7, x=20), patch_size=20, tile=8), want)
 
 

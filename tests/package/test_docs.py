@@ -17,7 +17,7 @@ from support.paths import ROOT
 import xr_anysat
 from xr_anysat.accessor import AnySatAccessor
 from xr_anysat.config import DEFAULTS
-from xr_anysat.demo.scene import make_scene, open_scene
+from xr_anysat.demo.scene import SyntheticScene, make_scene, open_scene
 
 DOCS = ROOT / "docs"
 
@@ -38,10 +38,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScene:
+    return make_scene(tmp_path_factory.mktemp("scene"), size=(96, 96), dates=16)
+
+
 @pytest.fixture
-def landscape(here: Path) -> dict[str, Any]:
-    scene = make_scene("scene", size=(96, 96))
-    return {"scene": scene, "cube": open_scene("scene"), "xarray": xarray, "xr_anysat": xr_anysat}
+def landscape(here: Path, scene: SyntheticScene) -> dict[str, Any]:
+    cube = open_scene(scene.folder)
+    return {"scene": scene, "cube": cube, "xarray": xarray, "xr_anysat": xr_anysat}
 
 
 @pytest.mark.slow
@@ -53,7 +58,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     method = (tmp_path / "api" / "xarray.DataArray.anysat.classify.html").read_text()
-    assert "few labelled points" in method
+    assert "few labeled points" in method
     assert "block_m" in method
     assert all((tmp_path / f"{page}.html").is_file() for page in PAGES)
 
