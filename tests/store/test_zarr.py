@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import pickle
 import resource
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from xr_anysat import (
     StoreError,
     WriteError,
 )
+from xr_anysat.cube.normalization import STATISTICS
 from xr_anysat.demo.scene import make_scene, open_scene
 from xr_anysat.store.codecs import decode, encode
 from xr_anysat.store.layout import INNER_BYTES
@@ -319,6 +321,63 @@ def test_statistics_are_recorded_and_not_made_again(tmp_path: Path) -> None:
     assert len(read) == 1
     same(again, back)
     assert files(tmp_path / "b") == files(tmp_path / "a")
+
+
+def lazy_embedding(norm: str = "per_tile_zscore") -> xr.DataArray:
+    cube = small_cube(height=13, width=11).chunk(time=2, y=7)
+    return cube.anysat.embed(2, norm=norm, patch_size=20, tile=4, **TINY)
+
+
+def joined(emb: xr.DataArray) -> xr.DataArray:
+    return xr.concat([emb.isel(y=slice(0, 3)), emb.isel(y=slice(3, None))], "y", combine_attrs="override")
+
+
+SAME_WAY: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
+    "persisted": lambda emb: emb.persist(),
+    "optimized": lambda emb: dask.optimize(emb)[0],
+    "optimized, then persisted": lambda emb: dask.optimize(emb)[0].persist(),
+    "pickled": lambda emb: pickle.loads(pickle.dumps(emb)),
+    "pickled, then persisted": lambda emb: pickle.loads(pickle.dumps(emb)).persist(),
+    "computed": lambda emb: emb.compute().chunk(emb.chunksizes),
+    "joined of parts": joined,
+}
+
+
+@pytest.mark.parametrize("norm", ["per_tile_zscore", "unit_scale"])
+@pytest.mark.parametrize("change", SAME_WAY.values(), ids=SAME_WAY)
+def test_the_graph_of_a_cube_makes_no_difference(change: Any, norm: str, tmp_path: Path) -> None:
+    """Its tasks may have other names or be gone; chunks and metadata are the same to the byte."""
+    lazy_embedding(norm).anysat.to_zarr(tmp_path / "plain" / "area.zarr")
+    changed = change(lazy_embedding(norm))
+    changed.anysat.to_zarr(tmp_path / "changed" / "area.zarr")
+    assert files(tmp_path / "changed") == files(tmp_path / "plain")
+    assert ("norm_mean" in xr_anysat.open(tmp_path / "changed" / "area.zarr").attrs) == (norm != "unit_scale")
+
+
+@pytest.mark.parametrize("change", ["persisted", "computed"])
+def test_a_computed_cube_is_not_read_for_its_statistics(change: str, tmp_path: Path) -> None:
+    """Nor does it keep the graph."""
+    cube, read = counted(small_cube(height=13, width=11).chunk(time=2, y=7))
+    emb = cube.anysat.embed(2, patch_size=20, tile=4, **TINY)
+    done = SAME_WAY[change](emb)
+    read.clear()
+    assert done.encoding[STATISTICS].array is None
+    assert "norm_mean" in done.anysat.to_zarr(tmp_path / "area.zarr").attrs
+    assert not read
+
+
+def test_joined_embeddings_have_no_common_statistics(tmp_path: Path) -> None:
+    one, other = (lazy_embedding() for _ in range(2))
+    both = xr.concat([one, other.assign_coords(y=other["y"] - 140)], "y", combine_attrs="override")
+    assert "norm_mean" not in both.anysat.to_zarr(tmp_path / "area.zarr").attrs
+
+
+def test_statistics_that_nobody_has_anymore_are_not_recorded(client: Any, tmp_path: Path) -> None:
+    """The workers of a cluster computed them, and neither the graph nor the pickled cube has them."""
+    emb = lazy_embedding().persist()
+    pickled, want, _blocks = pickle.dumps(emb), emb.attrs["norm_statistics"], emb.data
+    del emb
+    assert pickle.loads(pickled).anysat.to_zarr(tmp_path / "area.zarr").attrs["norm_statistics"] == want
 
 
 def test_a_cube_without_anything_valid_is_resumed(tmp_path: Path) -> None:
@@ -1263,6 +1322,16 @@ def test_from_a_cluster(kind: str, client: Any, s3: S3Server, tmp_path: Path) ->
     seen.clear()
     emb.anysat.to_zarr(store, "int8", progress=lambda *n: seen.append(n), **options)
     assert seen == [(total, total)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["per_tile_zscore", "unit_scale"])
+def test_the_graph_of_a_cube_makes_no_difference_on_a_cluster(norm: str, client: Any, tmp_path: Path) -> None:
+    emb = lazy_embedding(norm)
+    emb.anysat.to_zarr(tmp_path / "plain" / "area.zarr")
+    for change in ("persisted", "optimized"):
+        SAME_WAY[change](emb).anysat.to_zarr(tmp_path / change / "area.zarr")
+        assert files(tmp_path / change) == files(tmp_path / "plain")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import xarray as xr
 from xr_anysat.config import FRAMES, option
 from xr_anysat.cube.reading import Cube, blank_missing, read_cube
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError
-from xr_anysat.shared.graph import FRAMES_LAYER, RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
@@ -455,7 +455,7 @@ def _compose_frames(data: Any, bins: list[Bin], reduce: str, nodata: float, fill
 
     data = _fit_task(data, bins, all_bands=REDUCE_MODES[reduce].all_bands)
     spans = [(x.first, x.stop) for x in bins]
-    name = FRAMES_LAYER + tokenize(data.name, spans, reduce, nodata, fill_value)
+    name = f"anysat-frames-{tokenize(data.name, spans, reduce, nodata, fill_value)}"
     graph: dict[Any, Any] = {}
     for i, x in enumerate(bins):
         first, stop, start, _ = _chunks_met(x, data.chunks[0])

@@ -14,7 +14,7 @@ from xr_anysat.config import FRAMES, option
 from xr_anysat.cube.compositing import Period
 from xr_anysat.cube.compositing import frames as make_frames
 from xr_anysat.errors import CubeError, OptionError, warn
-from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
+from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks, settle
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import Stored
 from xr_anysat.shared.values import check_choice
@@ -47,8 +47,8 @@ NORMS = (
     "treesatai",
 )
 
-STATISTICS_LAYER = "anysat-statistics-"
-"""Prefix of the names of lazy statistics in a graph, by which `to_zarr` finds them."""
+STATISTICS = "anysat_statistics"
+"""Key in the ``encoding`` of a lazy embedding whose value is the `Companion` of its statistics."""
 
 MAX_MERGED_PARTS = 64
 """Parts of lazy statistics per merging task. A task lists its parts, so that fewer keep it small."""
@@ -365,7 +365,13 @@ def tile_statistics(data: Any) -> Any:
             _merge_block, parts.rechunk({0: MAX_MERGED_PARTS}), chunks=(1, *parts.shape[1:]),
             dtype=np.float64, meta=np.empty((0, 0, 0)),
         )  # fmt: skip
+    name = f"anysat-statistics-{tokenize(parts.name)}"
     return da.map_blocks(
-        mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(S2.bands),)),
-        dtype=np.float64, meta=np.empty((0, 0)), name=STATISTICS_LAYER + tokenize(parts.name),
+        _settled_mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(S2.bands),)),
+        dtype=np.float64, meta=np.empty((0, 0)), name=name, task=name,
     )  # fmt: skip
+
+
+def _settled_mean_and_std(parts: np.ndarray, task: str) -> np.ndarray:
+    """Compute statistics, and keep them for the embedding that they accompany."""
+    return settle(task, mean_and_std(parts))

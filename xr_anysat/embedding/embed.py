@@ -11,7 +11,7 @@ import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE
 from xr_anysat.cube.compositing import FRAMES_ATTR, Period
-from xr_anysat.cube.normalization import Statistics, tile_statistics
+from xr_anysat.cube.normalization import STATISTICS, Statistics, tile_statistics
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
 from xr_anysat.embedding.options import EmbedOptions, resolve_options, size_warning
@@ -20,7 +20,7 @@ from xr_anysat.embedding.overlap import encode_overlapping
 from xr_anysat.embedding.pooling import pool_cells
 from xr_anysat.errors import warn
 from xr_anysat.record import embedding_attrs
-from xr_anysat.shared.graph import read_again
+from xr_anysat.shared.graph import Companion, read_again
 
 
 def embed(
@@ -174,6 +174,8 @@ def embed(
     emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=resolved.coords)
     if resolved.geobox is not None:
         emb.encoding["grid_mapping"] = "spatial_ref"
+    if lazy and settings.norm == "per_tile_zscore":
+        emb.encoding[STATISTICS] = Companion.of(stats)
     config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
     emb.attrs = embedding_attrs(composed, record, config, settings.spec, stats, emb, lazy)
     return emb if pool is None else pool_cells(emb, pool)

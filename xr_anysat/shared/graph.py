@@ -1,11 +1,11 @@
-"""How often and in which order a lazy cube is read, so that little of it is in memory at a time.
+"""Dask graphs: a second reading of a cube, arrays that accompany it, and the order in which tasks read.
 
-Statistics of a whole cube come before its first embedding. Were both made of the same tasks, dask
-would hold every frame in between: `read_again` gives the cube once more, under other keys.
+Statistics of a whole cube are computed before its first embedding. If both used the same tasks, dask would keep
+every frame in memory in between: `read_again` returns the cube under other keys.
 
-Chunks seldom end where blocks do. What has been read for blocks that lack their other part is held until
-that is read: little, if chunks are read as they lie side by side, and most of the cube in the order that
-dask finds, which takes blocks within a chunk first, wherever they are. `in_turn` sets the order.
+Chunks seldom end where blocks end. The part of a chunk that the next block needs stays in memory until that block
+is computed. This is little if chunks are read in the order of the blocks. Dask's own order completes all blocks
+within one chunk first, wherever they are, and then keeps most of the cube: `in_turn` sets the order.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import dask.array as da
+import numpy as np
 import xarray as xr
+from dask._task_spec import DataNode, convert_legacy_graph
 from dask.base import clone_key
 from dask.callbacks import Callback
 from dask.core import flatten
-from dask.highlevelgraph import HighLevelGraph, Layer
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
-_SEED = "xr_anysat"  # the same names every time: a cube has one second reading
+# ---------------------------------------------------------------------- a second reading
+
+_SEED = "xr_anysat"  # always the same: a cube has one second reading
 
 
 class _Renamed(Layer):
-    """The tasks of a graph under other names, made only when they are wanted.
+    """The tasks of a graph under other names, created when they are first needed.
 
-    ``dask.graph_manipulation.clone`` is for that, but at once, and it breaks whatever was sliced or
-    rechunked (https://github.com/dask/dask/issues/12455).
+    ``dask.graph_manipulation.clone`` does this at once, and breaks what was sliced or rechunked
+    (https://github.com/dask/dask/issues/12455).
     """
 
     def __init__(self, graph: Mapping[Any, Any], outputs: list[Any]) -> None:
@@ -36,26 +41,24 @@ class _Renamed(Layer):
         self._graph, self._outputs = graph, outputs
         self._tasks: dict[Any, Any] | None = None
 
-    def _made(self) -> dict[Any, Any]:
+    def _materialize(self) -> dict[Any, Any]:
         if self._tasks is None:
-            from dask._task_spec import convert_legacy_graph
-
             graph = convert_legacy_graph(dict(self._graph))
             names = {key: clone_key(key, _SEED) for key in graph}
             self._tasks = {names[k]: task.substitute(names, key=names[k]) for k, task in graph.items()}
         return self._tasks
 
     def __getitem__(self, key: Any) -> Any:
-        return self._made()[key]
+        return self._materialize()[key]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._made())
+        return iter(self._materialize())
 
     def __len__(self) -> int:
-        return len(self._made())
+        return len(self._materialize())
 
     def is_materialized(self) -> bool:
-        """Whether the tasks were made already."""
+        """Return whether the tasks exist already."""
         return self._tasks is not None
 
     def get_dependencies(self, key: Any, all_hlg_keys: Collection[Any]) -> set[Any]:
@@ -63,12 +66,12 @@ class _Renamed(Layer):
         return set(self[key].dependencies)
 
     def get_output_keys(self) -> set[Any]:
-        """Keys of the array's chunks."""
+        """Return the keys of the array's chunks."""
         return set(self._outputs)
 
 
 def read_again(cube: xr.DataArray | xr.Dataset) -> xr.DataArray | xr.Dataset:
-    """The same cube under other keys; what is in memory stays there.
+    """Return the same cube under other keys; NumPy arrays are not copied.
 
     Examples
     --------
@@ -93,11 +96,105 @@ def _renamed(data: Any) -> Any:
     return da.Array(graph, name, chunks=data.chunks, meta=data._meta)
 
 
-def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Callback:
-    """Have a scheduler of this process read what `keys` of `graph` need in the order of `keys`.
+# ---------------------------------------------------------------------- arrays that accompany a cube
 
-    Within, hand the graph to the scheduler as it is. On a cluster the order goes with the tasks:
-    ``dask.annotate(priority=turns(graph, keys))``.
+
+class Companion:
+    """A small array of one chunk that is computed with a cube, and accompanies it in its ``encoding``.
+
+    The graph of a persisted cube has no task of that array anymore, but the cube still has its companion. As soon
+    as this process has computed the array (see `settle`), the companion keeps its values and releases the graph.
+    When pickled it keeps neither, because a graph may be large, and the cube brings its own.
+
+    Attributes
+    ----------
+    key : tuple
+        Key of the chunk.
+    array : dask array or None
+        The array, until its values are known.
+    values : ndarray or None
+        The values, once they are known.
+
+    Examples
+    --------
+    >>> ones = da.ones(3, chunks=3)
+    >>> Companion.of(ones).compute(ones + 1)
+    array([1., 1., 1.])
+    """
+
+    def __init__(self, key: tuple[Any, ...]) -> None:
+        self.key = key
+        self.array: Any = None
+        self.values: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, array: Any) -> Companion:
+        """Return the companion of a dask array: this process has one per key."""
+        (key,) = flatten(array.__dask_keys__())
+        companion = _companion(key)
+        if companion.values is None:
+            companion.array = array
+        return companion
+
+    def compute(self, cube: Any) -> np.ndarray | None:
+        """Return the values; None if neither the graph of the dask array `cube` nor this process has them."""
+        lazy = self.array
+        layer = _layer_of(cube.dask, self.key)
+        if layer is not None:
+            graph, axes = cube.dask.cull_layers({layer}), len(self.key) - 1
+            lazy = da.Array(graph, self.key[0], ((np.nan,),) * axes, meta=np.empty((0,) * axes))
+        elif self.values is not None:
+            return self.values
+        return None if lazy is None else np.asarray(lazy.compute())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _companion, (self.key,)
+
+    def __deepcopy__(self, memo: Any) -> Companion:
+        return self
+
+
+_companions: WeakValueDictionary[tuple[Any, ...], Companion] = WeakValueDictionary()
+
+
+def _companion(key: tuple[Any, ...]) -> Companion:
+    return _companions.setdefault(key, Companion(key))
+
+
+def settle(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the values of an array of one chunk, and keep them in its `Companion`, if this process has it."""
+    companion = _companions.get((name, *(0,) * values.ndim))
+    if companion is not None:
+        companion.values, companion.array = values, None
+    return values
+
+
+def with_value(array: Any, key: tuple[Any, ...], values: np.ndarray) -> Any:
+    """Return a dask array whose graph has `values` in place of the task `key`, if it has that task."""
+    graph, name = array.dask, _layer_of(array.dask, key)
+    if name is None:
+        return array
+    others = {k: task for k, task in graph.layers[name].items() if k != key}
+    layers = {**graph.layers, name: MaterializedLayer({**others, key: values})}
+    dependencies = {**graph.dependencies, name: graph.dependencies[name] if others else set()}
+    return da.Array(HighLevelGraph(layers, dependencies), array.name, array.chunks, meta=array._meta)
+
+
+def _layer_of(graph: HighLevelGraph, key: tuple[Any, ...]) -> str | None:
+    """Return the name of the layer that has the task `key`: its own one, unless the graph was optimized."""
+    if key[0] in graph.layers:
+        return str(key[0])
+    return next((name for name, layer in graph.layers.items() if key in layer), None)
+
+
+# ---------------------------------------------------------------------- order of reading
+
+
+def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Callback:
+    """Make a scheduler of this process read what `keys` of `graph` need in the order of `keys`.
+
+    Within this context, pass the graph to the scheduler as it is. On a cluster the order is an annotation of the
+    tasks: ``dask.annotate(priority=turns(graph, keys))``.
 
     Examples
     --------
@@ -109,48 +206,56 @@ def in_turn(graph: HighLevelGraph, keys: Iterable[Any]) -> Callback:
     4
     """
     priority = turns(graph, keys)
-    # dask takes the last one that is ready
+    # at the start only tasks that read are ready; dask takes the last one
     return Callback(start_state=lambda _, state: state["ready"].sort(key=priority))
 
 
 def turns(graph: HighLevelGraph, keys: Iterable[Any]) -> Callable[[Any], int]:
-    """Priority of a task, by its key: see `reading_priority`; whatever is not reading comes first, with 0."""
+    """Return a function that returns the priority of a task by its key; see `reading_priority`."""
     # a plain dict's own method: the scheduler of a cluster needs no xr_anysat to call it
     return defaultdict(int, reading_priority(graph, keys)).__getitem__
 
 
 def reading_priority(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, int]:
-    """Priority of each task that frames are made from: minus the number, from 1, of the first key that needs it."""
-    needs = graph.get_all_dependencies()
+    """Return the priority of each task that `keys` need: in the order of the first key that needs it.
+
+    A task that needs no other task reads. It has a lower priority than all tasks that do not read, so that
+    what was read is processed before more is read.
+
+    Examples
+    --------
+    >>> array = da.ones(2, chunks=1) + 1
+    >>> priority = reading_priority(array.dask, list(flatten(array.__dask_keys__())))
+    >>> [value for key, value in priority.items() if key[0] == array.name], sorted(priority.values())
+    ([-1, -2], [-4, -3, -2, -1])
+    """
+    tasks = {k: t for k, t in convert_legacy_graph(dict(graph)).items() if not isinstance(t, DataNode)}
+    keys = list(keys)
     priority: dict[Any, int] = {}
-    seen = set()
     for turn, key in enumerate(keys, 1):
-        tasks = [(key, False)]
-        while tasks:
-            task, reads = tasks.pop()
-            if task in seen:
+        stack = [key]
+        while stack:
+            task = stack.pop()
+            if task in priority:
                 continue
-            seen.add(task)
-            if reads:
-                priority[task] = -turn
-            reads = reads or (isinstance(task, tuple) and str(task[0]).startswith(FRAMES_LAYER))
-            tasks.extend((need, reads) for need in needs[task])
+            needs = tasks[task].dependencies & tasks.keys()
+            priority[task] = -turn if needs else -turn - len(keys)
+            stack.extend(needs)
     return priority
 
 
-FRAMES_LAYER = "anysat-frames-"
-"""How the names of lazy frames begin in a graph: what comes before them reads, what comes after works on that."""
+# ---------------------------------------------------------------------- sizes of tasks
 
 TASK_BYTES = 256 << 20
-"""Bytes that the input of a composing task may have."""
+"""Most bytes of the input of a composing task."""
 
 RECHUNK = "tasks"
-"""How dask cuts arrays anew: chunk by chunk. Left alone, it moves the whole array over the workers' disks when a
-cluster is there and the chunks are many ("p2p"), and nothing is embedded before all has been read."""
+"""Method of rechunking: chunk by chunk. Dask's default on a cluster with many chunks ("p2p") moves the whole array
+through the disks of the workers, and nothing is embedded before everything has been read."""
 
 
 def even_chunks(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:
-    """Chunks cut into equal pieces of at most `side`, so that no piece needs two of them.
+    """Cut each chunk into equal pieces of at most `side`, so that no piece needs two chunks.
 
     Examples
     --------

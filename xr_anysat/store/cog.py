@@ -92,6 +92,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     chosen = emb if bands is None else emb.isel(D=channels)
     # recorded, or a store of other channels would be taken for this one's
     cube = chosen.astype(np.float32, copy=False).assign_attrs(channels=channels)
+    cube.encoding = chosen.encoding
     blocks = target.with_name(f"{target.name}.blocks")
     lazy = cube.chunks is not None
     if lazy:

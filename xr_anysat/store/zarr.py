@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.cube.normalization import STATISTICS_LAYER
+from xr_anysat.cube.normalization import STATISTICS
 from xr_anysat.errors import StoreError, WriteError, warn
 from xr_anysat.record import differences, parse_nested, shorten, upgrade_hint, weights_identity
 from xr_anysat.shared.checks import check_embedding
-from xr_anysat.shared.graph import in_turn, turns
+from xr_anysat.shared.graph import Companion, in_turn, turns, with_value
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of, with_transform
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import json_default
@@ -293,34 +293,30 @@ def _check_same(found: dict[str, Any], mine: dict[str, Any], target: StoreLocati
 # ---------------------------------------------------------------------- statistics
 
 
-def _with_statistics(emb: xr.DataArray, found: dict[str, Any] | None) -> xr.DataArray:
-    """The cube with the statistics of ``per_tile_zscore`` as numbers: in its graph, and in its attrs.
+def _with_statistics(emb: xr.DataArray, stored_identity: dict[str, Any] | None) -> xr.DataArray:
+    """Return the cube with the statistics of ``per_tile_zscore`` as numbers, in its graph and in its attrs.
 
-    They are those in the store, if there are any: a resumed run need not read the cube twice.
+    A store that exists has them already, so that a resumed run normalizes by the same numbers and reads the cube
+    only once. For a new store they are computed before the first block, so that no frame is kept for them.
     """
-    import dask.array as da
     from dask.base import annotate
-    from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-    graph = emb.data.__dask_graph__()
-    names = [n for n in getattr(graph, "layers", {}) if n.startswith(STATISTICS_LAYER)]
-    if len(names) != 1:
+    statistics = emb.encoding.get(STATISTICS)
+    if not isinstance(statistics, Companion):
         return emb
-    name = names[0]
-    kept = {} if found is None else found["attrs"]
-    if "norm_mean" in kept:
-        values = np.array([kept["norm_mean"], kept["norm_std"]], float)  # zarr 3.0 writes NaN as a text
+    if any(n > whole for n, whole in zip(emb.shape, emb.attrs.get("grid_shape", emb.shape), strict=True)):
+        return emb  # several embeddings joined: these are the attrs of the first one
+    recorded = {} if stored_identity is None else stored_identity["attrs"]
+    if "norm_mean" in recorded:
+        values: Any = np.array([recorded["norm_mean"], recorded["norm_std"]], float)  # zarr 3.0 writes NaN as a text
     else:
-        lazy = da.Array(graph, name, chunks=((2,), (len(S2.bands),)), meta=np.empty((0, 0)))
-        with annotate(retries=RETRIES):  # on a cluster; schedulers of one process do not know it
-            values = lazy.compute()
-    layers = {**graph.layers, name: MaterializedLayer({(name, 0, 0): values})}
-    dependencies = {**graph.dependencies, name: set()}
-    graph = HighLevelGraph(layers, dependencies)
-    data = da.Array(graph, emb.data.name, chunks=emb.data.chunks, meta=emb.data._meta)
+        with annotate(retries=RETRIES):  # for a cluster; schedulers of one process ignore it
+            values = statistics.compute(emb.data)
+    if values is None:
+        return emb
     mean, std = values.tolist()
     attrs = {k: v for k, v in emb.attrs.items() if k != "norm_statistics"}
-    emb = emb.copy(data=data)
+    emb = emb.copy(data=with_value(emb.data, statistics.key, values))
     emb.attrs = {**attrs, "norm_bands": list(S2.bands), "norm_mean": mean, "norm_std": std}
     return emb
 
