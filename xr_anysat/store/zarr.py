@@ -308,7 +308,9 @@ def _with_statistics(emb: xr.DataArray, stored_identity: dict[str, Any] | None) 
         return emb  # several embeddings joined: these are the attrs of the first one
     recorded = {} if stored_identity is None else stored_identity["attrs"]
     if "norm_mean" in recorded:
-        values: Any = np.array([recorded["norm_mean"], recorded["norm_std"]], float)  # zarr 3.0 writes NaN as a text
+        values: Any = np.array(
+            [recorded["norm_mean"], recorded["norm_std"]], float
+        )  # zarr 3.0 writes NaN as a text
     else:
         with annotate(retries=RETRIES):  # for a cluster; schedulers of one process ignore it
             values = statistics.compute(emb.data)
