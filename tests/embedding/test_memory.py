@@ -23,7 +23,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 import xr_anysat
 from xr_anysat.cube import normalization
 from xr_anysat.cube.compositing import STRIP_BYTES, compose_frame
-from xr_anysat.embedding import blocks
+from xr_anysat.embedding import blocks, options
 from xr_anysat.shared.graph import in_turn, reading_priority, turns
 
 pytestmark = pytest.mark.slow
@@ -152,6 +152,19 @@ def test_statistics_hold_a_frame_at_a_time(chunks: tuple[int, ...], monkeypatch:
         height, width = (side if n < 0 else n for n in chunks[2:])
         dates = max(chunks[0], DATES // FRAMES)
         assert bytes_held.most <= height * width * (dates * DATE_PIXEL + 2 * PIXEL)
+
+
+def test_statistics_and_embedding_do_not_share_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the statistics of the cube, reading it twice saves the memory of all its frames."""
+    side, most = SIDES[1], {}
+    for shared in (0, 1 << 40):
+        monkeypatch.setattr(options, "MAX_SHARED_FRAME_BYTES", shared)
+        emb = area(side, LAYOUTS["all dates"]).anysat.embed(
+            FRAMES, period="2022", norm="per_tile_zscore", tile=TILE, model="tiny", weights="random"
+        )
+        most[shared] = held(*work(emb))
+    assert most[1 << 40] >= side**2 * PIXEL
+    assert most[0] <= side**2 * PIXEL / 2
 
 
 def test_composing_takes_little_beside_the_frame() -> None:
