@@ -20,7 +20,6 @@ from xr_anysat.embedding.forward import windows_at_once
 from xr_anysat.model.weights import PRECISIONS
 
 LEFT_OUT = {
-    ("float16", "cpu"): "left out: slow on CPUs",
     ("int8", "cuda"): "left out: for CPUs",
     ("int8", "mps"): "left out: for CPUs",
 }

@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 import xr_anysat
-from xr_anysat.config import MODEL, option
 from xr_anysat.demo import probe as probe_of
 from xr_anysat.demo.run import run
+from xr_anysat.embedding.options import EmbedOptions
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
 from xr_anysat.model import checkpoint
-from xr_anysat.model.weights import EncoderSpec, encoder_spec, with_known_hash
+from xr_anysat.model.weights import EncoderSpec, resolve_device, with_known_hash
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.text import format_bytes
 from xr_anysat.stac.search import open_s2
@@ -70,8 +70,8 @@ STORE = "Store"  # a heading of --help
 def _number_of_frames(text: str) -> int | str:
     if text == "all":
         return text
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is neither a number nor all")
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r}: expected a positive whole number, or all for every date")
     return int(text)
 
 
@@ -110,6 +110,7 @@ PLACE = _options(open_s2, "Area and period", {
     "catalog": (str, "NAME", "earth-search, planetary-computer, cdse or the URL of a STAC API."),
     "max_cloud": (float, "PERCENT", "Maximum cloud cover of a scene."),
     "chunks": (int, "PIXELS", "Side of the chunks that are read."),
+    "crs": (str, "EPSG:CODE", "A projected CRS in meters; utm: the zone of the area's center."),
 })  # fmt: skip
 """Options of a command that are arguments of `open_s2`."""
 
@@ -241,8 +242,11 @@ def embed(
     target = parse_location(out)
     check_codec(codec, "float32")  # the dtype of an embedding
     how = explicit_options(options, EMBEDDING)
+    spec = _spec(how)
+    if scheduler is None:
+        resolve_device(spec.device)  # before anything is written; with a cluster, workers have the device
     try:
-        _fetch_weights(how)
+        _fetch_weights(spec)
         cube = _open(options)
         with _about_options():
             emb = cube.anysat.embed(**how)
@@ -360,6 +364,8 @@ def probe(
     **options: Any,
 ) -> None:
     """Compare a linear probe on embeddings with one on plain frames, by blocked cross-validation."""
+    if json is not None:
+        _check_writable(Path(json))
     report = probe_of.run(**explicit_options(options, PROBE))
     if json is not None:
         Path(json).write_text(report.to_json())
@@ -371,15 +377,28 @@ def probe(
 
 def _spec(how: dict[str, Any]) -> EncoderSpec:
     """The encoder that `embed` would use."""
-    return encoder_spec(option("model", how.get("model", MODEL)), option("weights", how.get("weights")))
+    return EmbedOptions(**how).configured().encoder()
 
 
-def _fetch_weights(how: dict[str, Any]) -> None:
+def _fetch_weights(spec: EncoderSpec) -> None:
     """Download official weights before hours of work, so that the store records their hash."""
-    spec = _spec(how)
     if spec.source.kind == "official" and spec.sha256 is None:
         say("Looking for the official weights (504 MB)")
         with_known_hash(spec)
+
+
+def _check_writable(file: Path) -> None:
+    """Refuse a file that cannot be written, before the work of which it gets the result."""
+    existed = file.exists()
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise OptionError(
+            f"{str(file)!r} cannot be written: {error.strerror}. Expected a file in an existing, "
+            "writable folder"
+        ) from error
+    if not existed:
+        file.unlink()
 
 
 def _open(options: dict[str, Any]) -> xr.DataArray:

@@ -159,6 +159,7 @@ def test_land_cover_looks_like_what_it_is(cube, landcover, scene):
         ({"origin": (5, 0)}, "multiples of 10 m"),
         ({"dates": 0}, "1 to 73"),
         ({"dates": 74}, "1 to 73"),
+        ({"seed": -1}, "seed=-1: expected a whole number, 0 or more"),
     ],
 )
 def test_impossible_scenes(tmp_path, arguments, message):
@@ -332,15 +333,54 @@ def test_demo(tmp_path, capsys):
     assert "There are no official weights for model 'tiny'" in done.stdout
     assert "Searching a STAC catalog on this machine" in done.stdout
     check_results(tmp_path / "made", done.stdout, 64)
-    assert main([*arguments, "--weights", "random", "--seed", "1"]) == 0
+    with xr_anysat.config.set(model="tiny", weights="random"):
+        assert main([*arguments[:-2], "--seed", "1"]) == 0
     check_results(tmp_path / "made", capsys.readouterr().out, 64)
 
 
-def test_errors_are_one_line(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path), "--size", "63"]) == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "63"], "size=(63, 63): expected even"),
+        (["--seed", "-1"], "seed=-1: expected a whole number, 0 or more"),
+        (["--model", "nonsense"], "model='nonsense': expected one of"),
+        (["--model", "tiny", "--weights", "official"], "there is no official checkpoint of model='tiny'"),
+    ],
+)
+def test_invalid_options_are_refused_first(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(demo, "find_weights", no_compute)
+    out = tmp_path / "made"
+    assert main(["demo", "--out", str(out), *arguments]) in (1, 2)
     said = capsys.readouterr().err
-    assert said.startswith("error: size=(63, 63): expected even")
+    assert said.startswith(f"error: {message}")
     assert "Traceback" not in said
+    assert not out.exists()
+
+
+def test_a_device_that_is_missing_is_refused_first(tmp_path, capsys):
+    out = tmp_path / "made"
+    with xr_anysat.config.set(device="cuda:99"):
+        assert main(["demo", "--out", str(out), "--model", "tiny"]) == 1
+    assert "device='cuda:99' was requested" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("out", ["{file}", "{file}/made", "/proc/made"])
+def test_a_folder_that_cannot_be_written(tmp_path, capsys, out):
+    file = tmp_path / "file"
+    file.touch()
+    out = out.format(file=file)
+    assert main(["demo", "--out", out, "--size", "24"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: out={out!r} cannot be written: ")
+
+
+def test_only_results_of_a_demo_are_overwritten(tmp_path, capsys):
+    (tmp_path / "embedding.zarr").mkdir()
+    assert main(["demo", "--out", str(tmp_path), "--size", "24"]) == 2
+    assert "is not of a demo, which would overwrite it" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["embedding.zarr"]
+    assert main(["demo", "--out", ""]) == 2
+    assert "out='': expected a folder" in capsys.readouterr().err
 
 
 def test_missing_dependencies(monkeypatch):
@@ -354,9 +394,8 @@ def test_missing_dependencies(monkeypatch):
 
 @pytest.fixture
 def nothing_here(monkeypatch, tmp_path):
-    """No official weights on this machine, and no option that sets any."""
+    """No official weights on this machine."""
     monkeypatch.setattr(demo.checkpoint, "official_path", lambda download=True: None)
-    monkeypatch.setattr(demo, "option", lambda name, given: given)
 
 
 def test_requested_weights(nothing_here, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import shapely
 
-from xr_anysat import CubeError, OptionError
+import xr_anysat
+from xr_anysat import AnySatError, CubeError, OptionError
 from xr_anysat.__main__ import main
 from xr_anysat.demo import probe
 from xr_anysat.demo.run import read_landcover
@@ -108,6 +110,46 @@ def test_refusals(store: Path, points: gpd.GeoDataFrame, tmp_path: Path) -> None
     away.to_file(tmp_path / "away.gpkg")
     with pytest.raises(CubeError, match=r"0 observed cells of 0 classes.*are the labels inside the cube"):
         probe.run(str(store), str(tmp_path / "away.gpkg"), "cover", **quick)
+    few = points.iloc[[0]].assign(cover="rare")
+    few.to_file(tmp_path / "few.gpkg")
+    with pytest.raises(CubeError, match=r"1 observed cells of 1 classes, too few of rare \(1\): expected"):
+        probe.run(str(store), str(tmp_path / "few.gpkg"), "cover", **quick)
     with pytest.raises(CubeError, match=r"one square of 640 m: take a larger area"):
         probe.run(model="tiny", weights="random", frames=2, tile=64, size=24)
     assert main(["bench", "probe", "--cube", "a.zarr"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nonsense"], "model='nonsense': expected one of"),
+        (["--seed", "-1"], "seed=-1: expected a whole number, 0 or more"),
+        (["--seed", str(2**32)], f"seed={2**32}: expected a whole number, 0 or more, up to"),
+        (["--cells", "-5"], "cells=-5: expected a whole number of cells per class, 2 or more"),
+        (["--cells", "0"], "cells=0: expected"),
+        (["--json", "/proc/x"], "'/proc/x' cannot be written: No such file"),
+        (["--json", "."], "'.' cannot be written: Is a directory"),
+    ],
+)
+def test_invalid_options_are_refused_first(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_make_data", None)
+    with xr_anysat.config.set(model="tiny", weights="random"):
+        assert main(["bench", "probe", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("sklearn", r"needs scikit-learn: pip install 'xr_anysat\[demo\]'"),
+        ("rasterio", r"needs rasterio: pip install 'xr_anysat\[demo\]'"),
+        ("rioxarray", r"needs rioxarray: pip install 'xr_anysat\[demo\]'"),
+    ],
+)
+def test_missing_packages(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(AnySatError, match=message):
+        probe.run()

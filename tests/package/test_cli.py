@@ -215,7 +215,12 @@ def test_forms_of_a_point(capsys, form):
         (["embed", *NOWHERE, "--out", "x", "--fames", "8"], "No such option: --fames"),
         (["plan", "--bbox", "1", "2", "3"], "requires 4 arguments"),
         (["plan", "--bbox=1,2,3,x"], "Invalid value for '--bbox'"),
-        (["plan", "--frames", "many"], "Invalid value for '--frames': Value error, 'many' is neither a number nor all"),
+        (["plan", "--frames", "many"], "'--frames': 'many': expected a positive whole number, or all"),
+        (["plan", "--frames", "-1"], "Invalid value for '--frames': '-1': expected a positive whole number, or all"),
+        (["plan", *NOWHERE, "--chunks", "9" * 23], "expected pixels, or"),
+        (["plan", "--point=0,89.9", "--buffer", "9"], "no UTM zone contains (0, 89.9)"),
+        (["plan", "--point=0,0", "--buffer", "1e9"], "the meters around it, up to 10000000"),
+        (["plan", "--bbox=-180,-90,180,90"], "is 360° wide"),
         (["plan"], "no area given: expected one of bbox="),
         (["plan", *NOWHERE, "--bbox=1,2,3,4"], "bbox and point given"),
         (["plan", *NOWHERE, "--max-cloud", "300"], "max_cloud=300.0: expected percent"),
@@ -244,6 +249,9 @@ def test_options_that_do_not_fit_the_area(area, tmp_path, capsys):
         assert "error: no acquisition between 2019-01-01 and 2020-01-01" in capsys.readouterr().err
     assert main(["embed", *area.options, "--patch-size", "70", *out]) == 2
     assert "tile=24 pixels is not a multiple of the patch side" in capsys.readouterr().err
+    assert main(["embed", *area.options, "--device", "cuda:99", *out]) == 1
+    assert "device='cuda:99' was requested" in capsys.readouterr().err
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_bad_usage_of_a_process(alone):

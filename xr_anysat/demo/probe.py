@@ -25,12 +25,16 @@ from xr_anysat.analysis.classification import (
     cross_validate,
     fit_classifier,
 )
+from xr_anysat.analysis.sampling import MAX_SEED
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
+from xr_anysat.config import MODEL
+from xr_anysat.demo.run import check_encoder, read_landcover
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
-from xr_anysat.shared.checks import import_optional
+from xr_anysat.shared.checks import import_optional, require_packages
 from xr_anysat.shared.grid import require_grid
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.values import check_whole_number
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -40,6 +44,8 @@ NORM = "pastis"
 
 YEAR = 2022
 """Year of the synthetic scene."""
+
+DEMO = "'xr_anysat[demo]'"
 
 RANDOM = "random weights: this shows that the pipeline works, but nothing that AnySat has learned"
 
@@ -106,7 +112,7 @@ def run(
     labels: str | None = None,
     column: str | None = None,
     *,
-    model: str = "base",
+    model: str = MODEL,
     weights: str | None = None,
     patch_size: int = 20,
     tile: int = 24,
@@ -146,7 +152,13 @@ def run(
         raise OptionError(
             "cube, labels and column go together: expected all three, or none for the synthetic scene"
         )
-    import_optional("sklearn", "the probe")
+    if cube is None:
+        require_packages("the probe of a synthetic scene", "sklearn", "rasterio", "rioxarray", install=DEMO)
+    else:
+        require_packages("the probe", "sklearn", "geopandas")
+    check_encoder(model, weights)
+    cells = check_whole_number("cells", cells, MIN_POINTS_PER_CLASS, of="cells per class")
+    seed = check_whole_number("seed", seed, 0, MAX_SEED)
     with tempfile.TemporaryDirectory() as folder:
         data, truth = _make_data(Path(folder), size, seed) if cube is None else _read_data(cube, labels)
         composed = data.anysat.frames(frames).persist()
@@ -196,11 +208,14 @@ def compare(
     values = vectors(emb, labeled["row"].values, labeled["col"].values)
     there = observed(values.T)
     values, labeled = values[there], labeled[there]
-    names, codes = np.unique(labeled["label"].values, return_inverse=True)
-    if len(names) < 2 or np.bincount(codes).min() < MIN_POINTS_PER_CLASS:
+    names, codes, counts = np.unique(labeled["label"].values, return_inverse=True, return_counts=True)
+    small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < MIN_POINTS_PER_CLASS]
+    if len(names) < 2 or small:
+        which = f", too few of {', '.join(small)}" if small else ""
         raise CubeError(
-            f"{len(labeled)} observed cells of {len(names)} classes: expected at least two classes, and "
-            f"{MIN_POINTS_PER_CLASS} cells of each; are the labels inside the cube?"
+            f"{len(labeled)} observed cells of {len(names)} classes{which}: expected at least two classes, and "
+            f"{MIN_POINTS_PER_CLASS} cells of each. Take a larger area or smaller cells (patch_size), or leave such "
+            "classes out; are the labels inside the cube?"
         )
     x, y = emb["x"].values[labeled["col"]], emb["y"].values[labeled["row"]]
     side = float(max(np.ptp(x) / BLOCKS_ACROSS, np.ptp(y) / BLOCKS_ACROSS, emb.attrs["tile"] * S2.pixel_size))
@@ -262,8 +277,6 @@ def _fill_gaps(features: np.ndarray) -> np.ndarray:
 
 def _make_data(folder: Path, size: int, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
     """Make a scene and its true land cover."""
-    import_optional("rioxarray", "the synthetic scene")
-    from xr_anysat.demo.run import read_landcover
     from xr_anysat.demo.scene import make_scene, open_scene
 
     scene = make_scene(folder / "scene", size=(size, size), year=YEAR, seed=seed)

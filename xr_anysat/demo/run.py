@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.config import option
-from xr_anysat.errors import AnySatError
+from xr_anysat.config import MODEL, option
+from xr_anysat.embedding.options import EmbedOptions
+from xr_anysat.errors import AnySatError, OptionError, WriteError
 from xr_anysat.model import checkpoint
-from xr_anysat.model.weights import encoder_spec
+from xr_anysat.model.weights import encoder_spec, resolve_device
 from xr_anysat.shared.checks import require_packages
 
 MEANINGLESS = "RANDOM WEIGHTS: SUCH EMBEDDINGS CARRY NO LEARNED MEANING"
@@ -79,7 +80,7 @@ def check_dependencies() -> None:
 
 
 def run(
-    out: str | Path, *, size: int = 240, model: str = "base", weights: str | None = None, seed: int = 0
+    out: str | Path, *, size: int = 240, model: str = MODEL, weights: str | None = None, seed: int = 0
 ) -> None:
     """Make a scene, serve it, open it by search and embed it; write ``embedding.zarr`` and ``embedding.png``.
 
@@ -88,7 +89,7 @@ def run(
     Parameters
     ----------
     out : str or Path
-        Folder of all results; results of an earlier run are overwritten.
+        Folder of all results; results of an earlier demo are overwritten.
     size : int
         Side of the scene in 10 m pixels, even.
     model : str
@@ -103,17 +104,34 @@ def run(
     ------
     AnySatError
         If dependencies of the demo are missing, or an argument is invalid.
+    DeviceError
+        If the configured device is not on this machine.
+    WriteError
+        If `out` cannot be written.
     """
     check_dependencies()
     from xr_anysat.demo.scene import make_scene
     from xr_anysat.stac.search import open_s2
 
-    out = Path(out)
+    if not str(out):
+        raise OptionError(f"{out=}: expected a folder")
+    out, model, weights = Path(out), option("model", model), option("weights", weights)
+    check_encoder(model, "random" if weights is None else weights)
+    store = out / "embedding.zarr"
+    if store.exists() and not (out / "scene" / "items.json").exists():
+        raise OptionError(
+            f"{str(store)!r} is not of a demo, which would overwrite it: expected a new folder, pass another out="
+        )
     started = time.perf_counter()
 
-    found = find_weights(weights, model)
     say(f"1/4  Writing a Sentinel-2 year of {size} × {size} pixels of 10 m")
-    scene = make_scene(out / "scene", size=(size, size), year=YEAR, seed=seed)
+    try:
+        scene = make_scene(out / "scene", size=(size, size), year=YEAR, seed=seed)
+    except OSError as error:
+        raise WriteError(
+            f"out={str(out)!r} cannot be written: {error}. Expected a folder, new or writable; pass another out="
+        ) from error
+    found = find_weights(weights, model)
 
     say("2/4  Searching a STAC catalog on this machine, composing frames: the median of clear pixels")
     with serve_items(scene.items) as url, progress():
@@ -136,7 +154,6 @@ def run(
     )
     if not found.learned:
         embedding.attrs["warning"] = MEANINGLESS
-    store = out / "embedding.zarr"
     if store.exists():  # a store with other options would be refused
         shutil.rmtree(store)
     began = time.perf_counter()
@@ -161,6 +178,12 @@ def run(
     say(f"Files        {scene.folder}, {store}, {picture}")
     if not found.learned:
         say(MEANINGLESS)
+
+
+def check_encoder(model: str, weights: str | None) -> None:
+    """Check the model, its weights and the configured device before any work."""
+    spec = EmbedOptions(model=model, weights=weights).configured().encoder()
+    resolve_device(spec.device)
 
 
 def say(line: str) -> None:
@@ -268,7 +291,6 @@ def answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def find_weights(requested: str | None, model: str) -> Weights:
     """Use the requested weights, otherwise the official ones, otherwise random ones (only the demo does this)."""
-    requested = option("weights", requested)
     if requested is not None:
         source = encoder_spec(model, requested).source
         if source.kind == "random":
@@ -302,20 +324,23 @@ def official_weights() -> bool:
 
 def reachable() -> bool:
     """Whether the hub of the official weights answers within `PROBE_SECONDS`."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(checkpoint.OFFICIAL.repo, checkpoint.OFFICIAL.filename)
-    answers = []
-
-    def ask() -> None:
-        with suppress(Exception):  # after any error there is no answer
-            answers.append(get_hf_file_metadata(url, timeout=PROBE_SECONDS))
-
+    answers: list[Any] = []
     # In a thread that can be left behind: the timeout does not cover the look-up of the host name
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=_ask_hub, args=(url, answers), daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS + 1)
     return bool(answers)
+
+
+def _ask_hub(url: str, answers: list[Any]) -> None:
+    """Append what the hub answers; nothing after any error."""
+    from huggingface_hub import get_hf_file_metadata
+
+    with suppress(Exception):
+        answers.append(get_hf_file_metadata(url, timeout=PROBE_SECONDS))
 
 
 # --- picture ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from rasterio.warp import transform_geom
 
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.values import check_whole_number
 from xr_anysat.stac.search import SCL_INVALID
 
 Floats = npt.NDArray[np.float32]
@@ -171,7 +172,7 @@ def make_scene(
     dates : int
         Number of dates, 1 to 73, spread over the year in multiples of the five-day revisit time.
     seed : int
-        The same seed gives the same scene.
+        0 or more; the same seed gives the same scene.
     crs : str
         A projected CRS in meters.
     origin : tuple of int
@@ -186,7 +187,7 @@ def make_scene(
     Raises
     ------
     OptionError
-        If `size` is odd or not positive, `origin` is not on the 10 m lattice, or `dates` is out of range.
+        If `size` is odd or not positive, `origin` is not on the 10 m lattice, or `dates` or `seed` is out of range.
     """
     if min(size) < 2 or size[0] % 2 or size[1] % 2:
         raise OptionError(f"{size=}: expected even, positive numbers of pixels, so that 20 m pixels fit")
@@ -194,6 +195,7 @@ def make_scene(
         raise OptionError(f"{origin=}: expected multiples of 10 m")
     if not 1 <= dates <= 73:
         raise OptionError(f"{dates=}: expected 1 to 73, one per five-day revisit of a year")
+    seed = check_whole_number("seed", seed, 0)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

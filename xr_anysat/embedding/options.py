@@ -25,7 +25,7 @@ from xr_anysat.embedding.lattice import PixelRange
 from xr_anysat.embedding.output_grid import effective_anchor, lattice_axes, output_coords, resized_grid
 from xr_anysat.embedding.settings import BlockSpec
 from xr_anysat.errors import OptionError, warn
-from xr_anysat.model.weights import encoder_spec
+from xr_anysat.model.weights import EncoderSpec, encoder_spec
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import format_bytes, physical_memory
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
@@ -104,6 +104,10 @@ class EmbedOptions:
         """Return these options, with the configured value of every option that the caller did not pass."""
         names = [f.name for f in fields(self) if f.name in DEFAULTS]
         return replace(self, **{name: option(name, getattr(self, name)) for name in names})
+
+    def encoder(self) -> EncoderSpec:
+        """Specify the encoder; this checks everything that needs neither torch nor the contents of the weights."""
+        return encoder_spec(self.model, self.weights, self.device, self.precision)
 
     def check_choices(self) -> None:
         """Refuse a value outside the declared choices of its option."""
@@ -228,7 +232,7 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
 
     composed = check_composed(cube, compositing, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
-    spec = encoder_spec(o.model, o.weights, o.device, o.precision)
+    spec = o.encoder()
 
     geobox, shape = canonical.geobox, canonical.array.shape[-2:]
     if resize is not None:

@@ -42,7 +42,9 @@ def import_optional(module: str, call: str, install: str = ANALYSIS) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise AnySatError(f"{call} needs {module}: pip install {install}") from error
+        top = module.partition(".")[0]
+        name = _DISTRIBUTIONS.get(module, _DISTRIBUTIONS.get(top, top))
+        raise AnySatError(f"{call} needs {name}: pip install {install}") from error
 
 
 def require_packages(call: str, *modules: str, install: str = ANALYSIS, missing: Iterable[str] = ()) -> None:

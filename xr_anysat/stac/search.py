@@ -41,6 +41,9 @@ SCL_INVALID = (0, 1, 3, 8, 9, 10)
 """Classes of the scene classification that do not show the ground: no data, saturated or defective, cloud
 shadow, cloud of medium and of high probability, thin cirrus. Snow (11) counts as ground."""
 
+MAX_BUFFER_M = 10_000_000
+"""Meters from a pole to the equator."""
+
 CHUNK = 1024
 """Pixels on the side of a chunk."""
 
@@ -217,7 +220,7 @@ def _check_options(
 
 def _chunk_sizes(chunks: int | Mapping[str, int]) -> dict[str, int]:
     sizes = dict(chunks) if isinstance(chunks, Mapping) else {"y": chunks, "x": chunks}
-    whole = all(is_whole_number(n, -1) and n != 0 for n in sizes.values())
+    whole = all(is_whole_number(n, -1, 2**31 - 1) and n != 0 for n in sizes.values())
     if not whole or not set(sizes) <= {"y", "x"}:
         raise OptionError(
             f"{chunks=}: expected pixels, or {{'y': pixels, 'x': pixels}}; along time, a chunk is one date"
@@ -276,8 +279,10 @@ def _geobox(
         raise OptionError(
             f"{' and '.join(given) or 'no area'} given: expected one of bbox=, intersects= and point= with buffer_m="
         )
-    if (buffer_m is None) != (point is None) or (buffer_m is not None and not 0 < buffer_m < math.inf):
-        raise OptionError(f"{point=} and {buffer_m=}: expected (lon, lat) and the meters around it")
+    if (buffer_m is None) != (point is None) or (buffer_m is not None and not 0 < buffer_m <= MAX_BUFFER_M):
+        raise OptionError(
+            f"{point=} and {buffer_m=}: expected (lon, lat) and the meters around it, up to {MAX_BUFFER_M}"
+        )
     if bbox is not None:
         west, south, east, north = _degrees(
             bbox, 4, f"{bbox=}: expected (west, south, east, north) in degrees"
@@ -285,6 +290,10 @@ def _geobox(
         if west > east:
             raise OptionError(
                 f"{bbox=} crosses the antimeridian (west > east): a cube has one grid, open the two sides on their own"
+            )
+        if east - west > 180:
+            raise OptionError(
+                f"{bbox=} is {east - west:g}° wide: a cube has one grid, expected a few degrees"
             )
         area = box(west, south, east, north, "EPSG:4326")
     elif point is not None:
@@ -319,7 +328,7 @@ def _geobox(
     covered = lonlat(geobox).boundingbox
     if covered.right - covered.left > 180:
         raise OptionError(
-            f"{given[0]}= crosses the antimeridian: a cube has one grid, open the two sides on their own"
+            f"{given[0]}= crosses the antimeridian or is too large: a cube has one grid, open the parts on their own"
         )
     return geobox
 
@@ -364,6 +373,11 @@ def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
     try:
         grid = CRS.utm(lon, lat) if crs == "utm" else CRS(f"EPSG:{crs}" if isinstance(crs, int) else crs)
     except Exception as error:
+        if crs == "utm":
+            polar = "EPSG:3995" if lat > 0 else "EPSG:3031"
+            raise OptionError(
+                f"no UTM zone contains ({lon:g}, {lat:g}), because UTM ends at 80°S and 84°N: pass crs={polar!r}"
+            ) from error
         raise OptionError(f"{crs=}: expected 'utm' or an EPSG code ({str(error)[:80]})") from error
     if grid.geographic or not all(u in ("metre", "meter", "m") for u in grid.units):
         raise OptionError(f"{crs=}: expected 'utm' or a projected CRS in meters")
