@@ -33,15 +33,18 @@ from xr_anysat.model import checkpoint as official_checkpoint
 from xr_anysat.model import random_weights, state_dict, weights
 from xr_anysat.model.linear import Linear
 from xr_anysat.model.source import WeightsSource
+from xr_anysat.model.spec import Size
 from xr_anysat.model.weights import EncoderSpec, encoder_spec, get_encoder, load_model, load_state
 
 # Models of a few hundred kilobytes, with the structure and the eleven sensors of the real ones.
 SMALL_SIZES = {
-    "tiny": anysat.Size(32, 1, 2),
-    "small": anysat.Size(64, 1, 2),
-    "base": anysat.Size(32, 2, 2),
+    "tiny": Size(32, 1, 2),
+    "small": Size(64, 1, 2),
+    "base": Size(32, 2, 2),
 }
-PATCH_SIZES = "import xr_anysat.model.anysat as a; a.SIZES.update(tiny=a.Size(32, 1, 2))"
+PATCH_SIZES = (
+    "import xr_anysat.model.anysat as a, xr_anysat.model.spec as s; a.SIZES.update(tiny=s.Size(32, 1, 2))"
+)
 
 
 @pytest.fixture(autouse=True)
