@@ -19,7 +19,7 @@ _DISTRIBUTIONS = {
     "pystac_client": "pystac-client",
     "planetary_computer": "planetary-computer",
 }
-"""Names to install, of modules that have another name."""
+"""Names of packages for pip, if they differ from the name of the module."""
 
 
 def import_optional(module: str, call: str, install: str = ANALYSIS) -> Any:
@@ -30,9 +30,9 @@ def import_optional(module: str, call: str, install: str = ANALYSIS) -> Any:
     module : str
         Name of the module.
     call : str
-        What needs it, for the message.
+        The call that needs it, for the message.
     install : str
-        What pip installs to get it.
+        What to install with pip, for the message.
 
     Raises
     ------
@@ -50,12 +50,12 @@ def import_optional(module: str, call: str, install: str = ANALYSIS) -> Any:
 def require_packages(call: str, *modules: str, install: str = ANALYSIS, missing: Iterable[str] = ()) -> None:
     """Refuse `call` if `modules` are not installed, without importing them.
 
-    `missing` names what is already known to be missing.
+    `missing` contains packages that are known to be missing.
 
     Raises
     ------
     AnySatError
-        Naming all that is missing.
+        With the names of all missing packages.
     """
     absent = [_DISTRIBUTIONS.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
     if absent := [*absent, *missing]:
@@ -75,7 +75,7 @@ def check_embedding(emb: Any, call: str) -> None:
     Raises
     ------
     CubeTypeError
-        Naming what it is, and what to call.
+        With the kind of object, and the call that fixes it.
     """
     dims = tuple(getattr(emb, "dims", ()))
     if isinstance(emb, xr.DataArray) and dims == ("D", "y", "x"):
@@ -89,10 +89,10 @@ def check_embedding(emb: Any, call: str) -> None:
         )
     if isinstance(emb, xr.Dataset) and "D" in dims:
         raise CubeTypeError(
-            f"a Dataset of {[str(n) for n in emb.data_vars]}: expected the DataArray (D, y, x) in it, "
+            f"a Dataset of {[str(n) for n in emb.data_vars]}: expected its DataArray (D, y, x), "
             f"dataset['anysat'].anysat.{call}"
         )
     raise CubeTypeError(
-        f"a {type(emb).__name__} with dims {dims}, not those of an embedding cube, (D, y, x): call embed() first, "
+        f"a {type(emb).__name__} with dims {dims}: expected an embedding cube (D, y, x), call embed() first, "
         f"cube.anysat.embed(frames=8).anysat.{call}"
     )

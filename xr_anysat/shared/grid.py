@@ -19,33 +19,34 @@ def check_same_grid(emb: xr.DataArray, other: xr.DataArray, call: str) -> None:
     Raises
     ------
     CubeError
-        Naming what differs.
+        With all differences.
     """
     grids = [grid_of(each) for each in (emb, other)]
     crs = [None if geobox is None else geobox.crs for geobox in grids]
     differs = []
     if emb.shape != other.shape:
-        differs.append(f"(D, y, x) {emb.shape} here, {other.shape} in the other")
+        differs.append(f"(D, y, x) is {emb.shape} here and {other.shape} in the other")
     else:
         for dim in ("y", "x"):
-            here, there = (each[dim].values if dim in each.coords else None for each in (emb, other))
-            if (here is None) != (there is None):
-                differs.append(f"{dim!r} coordinates of one only")
-            elif here is not None and there is not None and not _same_coordinates(here, there):
+            here, other_values = (each[dim].values if dim in each.coords else None for each in (emb, other))
+            if (here is None) != (other_values is None):
+                differs.append(f"only one has {dim!r} coordinates")
+            elif here is not None and other_values is not None and not _same_coordinates(here, other_values):
                 differs.append(
-                    f"{dim!r} from {here[0]} to {here[-1]} here, {there[0]} to {there[-1]} in the other"
+                    f"{dim!r} is from {here[0]} to {here[-1]} here and from {other_values[0]} to {other_values[-1]} in "
+                    "the other"
                 )
         if not differs and crs[0] != crs[1]:
-            differs.append(f"CRS {crs_name(crs[0])} here, {crs_name(crs[1])} in the other")
+            differs.append(f"the CRS is {crs_name(crs[0])} here and {crs_name(crs[1])} in the other")
     if differs:
         raise CubeError(
-            f"{call}: the cubes are not on one grid: {'; '.join(differs)}. Select what they share, "
-            "emb.sel(y=slice(top, bottom), x=slice(left, right)), or embed cubes of one grid"
+            f"{call}: the cubes are not on the same grid: {'; '.join(differs)}. Select the area that they share, "
+            "emb.sel(y=slice(top, bottom), x=slice(left, right)), or embed cubes on the same grid"
         )
 
 
 def _same_coordinates(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether coordinates are equal to a thousandth of a cell."""
+    """Return whether coordinates are equal to a thousandth of a cell."""
     if a.dtype.kind not in "iuf" or b.dtype.kind not in "iuf":
         return bool((a == b).all())
     step = abs(float(a[1]) - float(a[0])) if a.size > 1 else 1.0
@@ -53,7 +54,7 @@ def _same_coordinates(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def grid_of(array: xr.DataArray) -> GeoBox | None:
-    """The grid of a cube, with or without a CRS; None if its coordinates define no grid."""
+    """Return the grid of a cube, with or without a CRS; None if its coordinates define no grid."""
     import odc.geo.xr  # noqa: F401 (registers .odc)
 
     geobox: GeoBox | None = array.odc.geobox
@@ -61,7 +62,7 @@ def grid_of(array: xr.DataArray) -> GeoBox | None:
 
 
 TRANSFORM = "GeoTransform"
-"""attrs key of ``spatial_ref`` in which GDAL and rioxarray look for the transform."""
+"""attrs key of ``spatial_ref`` where GDAL and rioxarray read the transform."""
 
 
 def with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.DataArray:
@@ -79,43 +80,43 @@ def with_transform(emb: xr.DataArray, transform: GeoBox | str | None) -> xr.Data
 
 
 def crs_code(crs: Any) -> str | None:
-    """The EPSG code of a CRS, "EPSG:32631"; None if it has none."""
+    """Return the EPSG code of a CRS, such as "EPSG:32631"; None if it has none."""
     code = None if crs is None else crs.to_epsg()
     return None if code is None else f"EPSG:{code}"
 
 
 def crs_name(crs: Any) -> str | None:
-    """Identity of a CRS: its EPSG code, or its definition. Independent of how it was given and of PROJ's version."""
+    """Return the identity of a CRS, its EPSG code or its definition, which do not depend on the version of PROJ."""
     return crs_code(crs) or (None if crs is None else str(crs))
 
 
 def crs_title(crs: Any) -> str:
-    """Short name of a CRS for people: its EPSG code, or the name in its definition."""
+    """Return a short name of a CRS for people: its EPSG code, or the name in its definition."""
     return crs_code(crs) or str(crs.proj.name)
 
 
 def require_grid(emb: xr.DataArray, call: str) -> GeoBox:
-    """The grid of a cube whose coordinates define where its cells are.
+    """Return the grid of a cube, whose coordinates must define the position of its cells.
 
     Raises
     ------
     CubeError
-        If its coordinates do not define them.
+        If they do not.
     """
     for dim in ("y", "x"):
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
         steps = np.diff(values)
         if not values.size or (steps.size and np.abs(steps - steps[0]).max() > 1e-3 * abs(steps[0])):
-            what = "are not evenly spaced" if values.size else "are not there"
+            what = "are not evenly spaced" if values.size else "are missing"
             raise CubeError(
-                f"{call}: the {dim!r} coordinates {what}, so the position of its cells is unknown. Crop without gaps, "
+                f"{call}: the {dim!r} coordinates {what}, so the position of the cells is unknown. Crop without gaps, "
                 "emb.isel(y=slice(0, 100)), or embed a cube with coordinates"
             )
     geobox = grid_of(emb)
     if geobox is None:
         raise CubeError(
-            f"{call}: coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells, and no transform in 'spatial_ref', do "
-            "not define the size of cells: crop more of the cube, or copy it from the original embedding, "
-            "emb.assign_coords(spatial_ref=embedding.spatial_ref)"
+            f"{call}: the coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells do not define the size of a cell, and "
+            "'spatial_ref' has no transform: crop a larger part of the cube, or copy the transform from the original "
+            "embedding, emb.assign_coords(spatial_ref=embedding.spatial_ref)"
         )
     return geobox

@@ -1,4 +1,4 @@
-"""Numbers as text: bytes, counts and durations."""
+"""Format numbers as text: bytes, counts and durations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 
 def physical_memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not report it (Windows)."""
+    """Return the bytes of memory of this machine; None if the system does not report them (Windows)."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -25,7 +25,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_si(value: float, unit: str, step: int = 1000) -> str:
-    """Format `value` with three digits, and `unit` with a prefix for powers of 1000, or of 1024.
+    """Format `value` with three digits, and `unit` with a prefix for powers of 1000 or 1024.
 
     Examples
     --------

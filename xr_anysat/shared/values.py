@@ -12,7 +12,7 @@ from xr_anysat.errors import OptionError
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite real number; a bool is not.
+    """Return whether `value` is a finite real number; a bool is not.
 
     Examples
     --------
@@ -24,7 +24,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole_number(value: Any, minimum: int = 1, maximum: float = math.inf) -> bool:
-    """Whether `value` is an integer, of Python or NumPy, from `minimum` to `maximum`; 24.0 and bools are not."""
+    """Return whether `value` is an integer of Python or NumPy in the bounds, both included; 24.0 and bools are not."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return integer and minimum <= value <= maximum
 
@@ -39,7 +39,7 @@ def check_whole_number(
     hint: str = "",
     float_allowed: bool = False,
 ) -> int:
-    """Return `value` as an int, if it is a whole number from `minimum` to `maximum`.
+    """Check that `value` is a whole number from `minimum` to `maximum`, and return it as an int.
 
     Parameters
     ----------
@@ -48,13 +48,13 @@ def check_whole_number(
     value : object
         Its value.
     minimum, maximum : int
-        Bounds, both included; a `maximum` of None is no bound.
+        Bounds, both included; None is no upper bound.
     of : str
         Unit for the message, such as "pixels".
     hint : str
-        End of the message: what else is allowed.
+        End of the message, such as what else is allowed.
     float_allowed : bool
-        Whether 24.0 is a whole number, too.
+        Whether 24.0 counts as a whole number.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str], hint: str = "") 
     Raises
     ------
     OptionError
-        Naming them, and `hint`: what else is allowed.
+        With the choices and `hint`, such as what else is allowed.
 
     Examples
     --------
