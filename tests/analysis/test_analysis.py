@@ -459,7 +459,7 @@ def test_years_made_alike_compare(years: list[xr.DataArray]) -> None:
         ({"weights": ("random", 1)}, r"weights '[0-9a-f]{56}.* here, '.*json\.loads\(emb\.attrs\['config'\]\)"),
         ({"norm": "treesatai"}, r"statistics \[\[.* here, .*norm='pastis' or one saved"),
         ({"norm": "per_tile_zscore"}, r"statistics \[\[.*normalizes each cube by its own"),
-        ({"patch_size": 20}, r"on one grid: \(D, y, x\) \(256, 6, 6\) here, \(256, 12, 12\) in the other"),
+        ({"patch_size": 20}, r"on the same grid: \(D, y, x\) is \(256, 6, 6\) here and \(256, 12, 12\) in the other"),
         ({"tile": 12}, "tile 12 here, 24 in the other"),
         ({"output": "local"}, "output 'local' here, 'patch' in the other"),
         ({"precision": "bfloat16"}, "precision 'bfloat16' here, 'float32' in the other"),
@@ -490,12 +490,14 @@ def test_statistics_of_each_cubes_own_do_not_compare(years: list[xr.DataArray]) 
 
 def test_other_grids_are_named(emb: xr.DataArray) -> None:
     for other, words in (
-        (emb[:, 1:], r"\(24, 33, 41\) here, \(24, 32, 41\)"),
-        (emb.assign_coords(x=emb.x + 10), "'x' from 600005.0 to 600405.0 here, 600015.0 to 600415.0"),
-        (emb.drop_vars(["x"]), "'x' coordinates of one only"),
-        (emb.odc.assign_crs("EPSG:32633"), "CRS EPSG:32632 here, EPSG:32633"),
+        (emb[:, 1:], r"\(24, 33, 41\) here and \(24, 32, 41\)"),
+        (emb.assign_coords(x=emb.x + 10), "'x' is from 600005.0 to 600405.0 here and from 600015.0 to 600415.0"),
+        (emb.drop_vars(["x"]), "only one has 'x' coordinates"),
+        (emb.odc.assign_crs("EPSG:32633"), "CRS is EPSG:32632 here and EPSG:32633"),
     ):
-        with pytest.raises(CubeError, match=f"not on one grid: .*{words}.*Select what they share"):
+        with pytest.raises(
+            CubeError, match=f"not on the same grid: .*{words}.*Select the area that they share"
+        ):
             emb.anysat.change(other)
     emb.anysat.change(emb.assign_coords(x=emb.x + 1e-6))
 
@@ -779,7 +781,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_no_embedding_is_refused(emb: xr.DataArray, name: str) -> None:
     for other, words in (
-        (small_cube(), rf"not those of an embedding cube.*embed\(\) first.*{name}\("),
+        (small_cube(), rf"expected an embedding cube.*embed\(\) first.*{name}\("),
         (emb.to_dataset(), rf"dataset\['anysat'\]\.anysat\.{name}\("),
         (emb.anysat.pool(), rf"one vector \(D,\).*{name}\("),
     ):
@@ -829,7 +831,7 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.zonal(FIELDS.assign(cells=1)), OptionError, "polygons have columns 'cells' already"),
         (lambda e: e.anysat.zonal(gpd.GeoSeries([shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])], crs=CRS)),
          OptionError, r"cross themselves at index \[0\].*make_valid\(\)"),
-        (lambda e: e.drop_vars(["y"]).anysat.sample(POINT), CubeError, "'y' coordinates are not there"),
+        (lambda e: e.drop_vars(["y"]).anysat.sample(POINT), CubeError, "'y' coordinates are missing"),
         (lambda e: e[:, :, [0, 1, 5]].anysat.zonal(FIELDS), CubeError, "'x' coordinates are not evenly spaced.*isel"),
         (lambda e: e.anysat.classify(POINT, "kind"), OptionError, r"too few points of 'a' \(1\) in column 'kind'"),
         (lambda e: e.anysat.classify(POINT.iloc[[0, 0]], "kind"), OptionError, "points of 1 class"),
@@ -850,7 +852,7 @@ def test_refusals_say_what_to_do(
 
 def test_one_cell_without_a_grid_mapping() -> None:
     lone = xr.DataArray(np.ones((2, 1, 1)), {"y": [5.0], "x": [5.0]}, ("D", "y", "x"))
-    with pytest.raises(CubeError, match=r"1 × 1 cells, and no transform.*assign_coords"):
+    with pytest.raises(CubeError, match=r"1 × 1 cells do not define.*no transform.*assign_coords"):
         lone.anysat.sample(gpd.GeoSeries([shapely.Point(5, 5)]))
 
 

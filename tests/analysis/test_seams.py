@@ -253,7 +253,7 @@ def test_small_types_neither_wrap_nor_overflow() -> None:
 @pytest.mark.parametrize(
     ("emb", "error", "words"),
     [
-        (small_cube(), CubeTypeError, r"not those of an embedding cube.*embed\(\) first.*seam_score\(\)"),
+        (small_cube(), CubeTypeError, r"expected an embedding cube.*embed\(\) first.*seam_score\(\)"),
         (cube_of(np.ones((2, 3, 3))).max(("y", "x")), CubeTypeError, r"one vector \(D,\).*seam_score\(\)"),
         (cube_of(np.ones((2, 3, 3))).drop_attrs(), CubeError, r"'output', .* 'anchor'.*emb\.assign_attrs"),
         (cube_of(np.ones((2, 3, 3)), output="tile"), CubeError, r"one cell per window.*output='patch'"),
@@ -272,7 +272,7 @@ def test_small_types_neither_wrap_nor_overflow() -> None:
             CubeError,
             r"each edge between cells that may be compared is a border",
         ),
-        (cube_of(np.ones((2, 3, 3)), anchor="grid"), CubeError, r"'y' coordinates are not there.*assign_coords"),
+        (cube_of(np.ones((2, 3, 3)), anchor="grid"), CubeError, r"'y' coordinates are missing.*assign_coords"),
         (on_grid(np.ones((2, 9, 9)), 0, 0)[:, :, ::2], CubeError, r"'x' coordinates 5, 25, 45, ….*\+10 m.*isel"),
         (on_grid(np.ones((2, 9, 9)), 0, 0)[:, ::-1], CubeError, r"'y' coordinates -85, -75, -65, ….*-10 m"),
         (on_grid(np.ones((2, 9, 9)), 0, 0)[:, [0, 1, 4]], CubeError, r"'y' coordinates -5, -15, -45: expected"),

@@ -414,9 +414,9 @@ def test_frames_and_statistics_refuse_the_same(row: Bad, function: Callable[...,
     [
         (embedding, "median", OptionError, "how='median': expected one of 'mean', 'max'"),
         (embedding, None, OptionError, "how=None"),
-        (placed, "mean", CubeTypeError, "not those of an embedding cube"),
-        (lambda: embedding().values, "mean", CubeTypeError, r"a ndarray with dims \(\), not those"),
-        (lambda: embedding().isel(y=0), "mean", CubeTypeError, r"dims \('D', 'x'\), not those"),
+        (placed, "mean", CubeTypeError, "expected an embedding cube"),
+        (lambda: embedding().values, "mean", CubeTypeError, r"a ndarray with dims \(\): expected an embedding"),
+        (lambda: embedding().isel(y=0), "mean", CubeTypeError, r"dims \('D', 'x'\): expected an embedding"),
         (lambda: embedding().to_dataset(), "mean", CubeTypeError, r"a Dataset of \['anysat'\]"),
     ],
 )

@@ -150,7 +150,7 @@ def _steps(emb: xr.DataArray, dim: str) -> xr.DataArray:
 
 
 def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
-    """Rows and columns of `emb`: the number of the first pixel on the lattice, and how many cells there are."""
+    """Return rows and columns of `emb`: the position of the first pixel on the lattice, and the number of cells."""
     anchor = emb.attrs["anchor"]
     if anchor == "cube":
         return lattice_axes(anchor, None, emb.shape)
@@ -159,10 +159,9 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
         if not values.size or np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * size:
             raise CubeError(
-                f"{dim!r} coordinates {_few(values)}: expected those that embed() made, {step:+g} m from cell to cell, "
-                "which tell where on the lattice a cube of the anchor 'grid' lies. Crop without gaps, "
-                "emb.isel(y=slice(0, 100)), in the CRS it was made in; or copy them from the embedding that this one "
-                "was made of, emb.assign_coords(embedding.coords)"
+                f"{dim!r} coordinates {_few(values)}: expected those of embed(), with steps of {step:+g} m, because they define the "
+                "position of windows for anchor='grid'. Crop without gaps, emb.isel(y=slice(0, 100)), and in the original "
+                "CRS; or copy the coordinates from the original embedding, emb.assign_coords(embedding.coords)"
             )
         first[dim] = values[0] - step / 2
     from affine import Affine
@@ -173,5 +172,5 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
 
 
 def _few(values: np.ndarray) -> str:
-    """The first of `values`, as text."""
-    return (", ".join(f"{v:.9g}" for v in values[:3]) + (", …" if values.size > 3 else "")) or "are not there"
+    """Return the first `values` as text."""
+    return (", ".join(f"{v:.9g}" for v in values[:3]) + (", …" if values.size > 3 else "")) or "are missing"

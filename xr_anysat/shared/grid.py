@@ -115,8 +115,8 @@ def require_grid(emb: xr.DataArray, call: str) -> GeoBox:
     geobox = grid_of(emb)
     if geobox is None:
         raise CubeError(
-            f"{call}: the coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells do not define the size of a cell, and "
-            "'spatial_ref' has no transform: crop a larger part of the cube, or copy the transform from the original "
-            "embedding, emb.assign_coords(spatial_ref=embedding.spatial_ref)"
+            f"{call}: the coordinates of {emb.sizes['y']} × {emb.sizes['x']} cells do not define the size of a cell, "
+            "and 'spatial_ref' has no transform: crop a larger part of the cube, or copy the transform from the "
+            "original embedding, emb.assign_coords(spatial_ref=embedding.spatial_ref)"
         )
     return geobox
