@@ -491,7 +491,10 @@ def test_statistics_of_each_cubes_own_do_not_compare(years: list[xr.DataArray]) 
 def test_other_grids_are_named(emb: xr.DataArray) -> None:
     for other, words in (
         (emb[:, 1:], r"\(24, 33, 41\) here and \(24, 32, 41\)"),
-        (emb.assign_coords(x=emb.x + 10), "'x' is from 600005.0 to 600405.0 here and from 600015.0 to 600415.0"),
+        (
+            emb.assign_coords(x=emb.x + 10),
+            "'x' is from 600005.0 to 600405.0 here and from 600015.0 to 600415.0",
+        ),
         (emb.drop_vars(["x"]), "only one has 'x' coordinates"),
         (emb.odc.assign_crs("EPSG:32633"), "CRS is EPSG:32632 here and EPSG:32633"),
     ):
