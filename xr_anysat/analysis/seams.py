@@ -159,9 +159,10 @@ def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
         values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
         if not values.size or np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * size:
             raise CubeError(
-                f"{dim!r} coordinates {_few(values)}: expected those of embed(), with steps of {step:+g} m, because they define the "
-                "position of windows for anchor='grid'. Crop without gaps, emb.isel(y=slice(0, 100)), and in the original "
-                "CRS; or copy the coordinates from the original embedding, emb.assign_coords(embedding.coords)"
+                f"{dim!r} coordinates {_few(values)}: expected those of embed(), with steps of {step:+g} m, because "
+                "they define the position of windows for anchor='grid'. Crop without gaps, emb.isel(y=slice(0, 100)), "
+                "and in the original CRS; or copy the coordinates from the original embedding, "
+                "emb.assign_coords(embedding.coords)"
             )
         first[dim] = values[0] - step / 2
     from affine import Affine
