@@ -348,6 +348,28 @@ def test_the_remedy_for_the_offset_works() -> None:
     assert got.count == 2 * (33 * 33 - 1)
 
 
+SCALED = r"no value is above 255: the cube seems to hold percent or 8-bit numbers.*Nothing was changed"
+
+
+@pytest.mark.parametrize("scale", [100, 255])
+def test_values_scaled_to_percent_or_8_bits_cause_a_warning_and_stay(scale: int) -> None:
+    cube = ordinary(0, 10_000).astype("float32") * np.float32(scale / 10_000)
+    with pytest.warns(AnySatWarning, match=SCALED):
+        got = xr_anysat.statistics(cube, 2)
+    np.testing.assert_allclose(got.mean, scale / 2, rtol=0.1)
+    values, valid = split_valid(cube.values)
+    before = values.copy()
+    with pytest.warns(AnySatWarning, match=SCALED):
+        check_values(values, valid)
+    np.testing.assert_array_equal(values, before)
+
+
+def test_scale_is_not_checked_where_it_was_decided_or_values_are_few() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (1, 10, 40, 40)).astype("float32")
+    check_values(*split_valid(values), offset_decided=True)
+    check_values(*split_valid(values[..., :5, :5]))
+
+
 @pytest.mark.parametrize(("low", "high"), [(1, 6000), (999, 6000), (1401, 9000)])
 def test_ordinary_values_are_not_warned_of(low: int, high: int) -> None:
     cube = ordinary(low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
@@ -72,6 +73,11 @@ def assert_is_the_cube(cube: Cube, want: xr.DataArray) -> None:
     np.testing.assert_array_equal(cube.array["time"].values, want["time"].values)
 
 
+# Makers that load the scene classification too; test_an_unused_classification_causes_a_warning is about it
+ignore_scl = pytest.mark.filterwarnings("ignore:the scene classification")
+
+
+@ignore_scl
 @pytest.mark.parametrize("lazy", [False, True], ids=["numpy", "dask"])
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_makers_cube_is_the_same_cube(maker: str, lazy: bool) -> None:
@@ -86,6 +92,7 @@ def test_every_makers_cube_is_the_same_cube(maker: str, lazy: bool) -> None:
     assert isinstance(cube.array.data, np.ndarray) is not lazy
 
 
+@ignore_scl
 @pytest.mark.parametrize("maker", MAKERS)
 def test_reading_reads_no_pixel(maker: str) -> None:
     with no_compute():
@@ -95,6 +102,7 @@ def test_reading_reads_no_pixel(maker: str) -> None:
         cube.array.compute()
 
 
+@ignore_scl
 def test_reading_changes_nothing_of_the_callers() -> None:
     for make, _ in MAKERS.values():
         made = make()
@@ -140,6 +148,7 @@ def test_shuffled_bands_are_put_in_order() -> None:
     assert_is_the_cube(read_cube(placed().isel(band=order)), placed())
 
 
+@ignore_scl
 def test_other_bands_are_left_out() -> None:
     cube = placed()
     extra = xr.concat([cube, cube.isel(band=[0, 1]).assign_coords(band=["SCL", "B09"])], "band")
@@ -452,8 +461,6 @@ def test_plain_arrays_have_no_grid() -> None:
     assert got.geobox is None
     metres = plain().assign_coords(y=np.arange(HEIGHT) * 10.0, x=np.arange(WIDTH) * 10.0)
     assert read_cube(metres).geobox is None
-    labels = plain().assign_coords(y=list("abcd"), x=list("vwxyz"))
-    assert read_cube(labels).geobox is None
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (12.5, -3.0), (600_004.99, 4_999_995.01)])
@@ -645,3 +652,98 @@ def test_web_mercator_is_taken_with_a_warning() -> None:
         xr_anysat.AnySatWarning, match=r"10 m of this CRS \(EPSG:3857\) are 6\.4 m on the ground"
     ):
         read_cube(cube)
+
+
+# ---------------------------------------------------------------------- what cannot be a time, place or band
+
+
+FAR = np.array(["100000-01-01", "100000-02-01", "100000-03-01"], "datetime64[s]")
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        (
+            FAR,
+            r"times from 100000-01-01T00:00:00 to 100000-03-01T00:00:00: expected .* years 1 to 9999.*unit='s'",
+        ),
+        (FAR - np.timedelta64(105_000 * 365, "D"), r"times from -\d+-.*expected .* years 1 to 9999"),
+    ],
+)
+def test_times_that_are_no_dates_are_refused(times: np.ndarray, says: str) -> None:
+    cube = placed().isel(time=[0, 0, 0]).assign_coords(time=times)
+    with pytest.raises(CubeError, match=says):
+        cube.anysat.frames(2)
+
+
+@pytest.mark.parametrize("make", [placed, plain], ids=["CRS", "no CRS"])
+@pytest.mark.parametrize("dim", ["x", "y"])
+@pytest.mark.parametrize("count", [1, None], ids=["one", "all"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_coordinates_that_are_not_finite_are_refused(
+    make: Callable[[], xr.DataArray], dim: str, count: int | None, wrong: float
+) -> None:
+    cube = make()
+    values = np.arange(cube.sizes[dim], dtype=float) * 10
+    values[:count] = wrong
+    with pytest.raises(
+        CubeError,
+        match=rf"\d of {values.size} '{dim}' coordinates are NaN or infinite.*assign_coords\({dim}=",
+    ):
+        cube.assign_coords({dim: values}).anysat.frames(2)
+
+
+@pytest.mark.parametrize("make", [placed, plain], ids=["CRS", "no CRS"])
+@pytest.mark.parametrize("dtype", [str, complex, "datetime64[D]", bool])
+def test_coordinates_that_are_not_numbers_are_refused(make: Callable[[], xr.DataArray], dtype: Any) -> None:
+    cube = make()
+    values = np.arange(cube.sizes["x"]).astype(dtype)
+    with pytest.raises(CubeError, match=r"'x' coordinates of dtype .*: expected numbers.*drop_vars\('x'\)"):
+        cube.assign_coords(x=values).anysat.frames(2)
+
+
+def test_a_place_that_the_crs_does_not_cover_is_refused() -> None:
+    cube = placed()
+    with pytest.raises(CubeError, match=r"x=1e\+09, .* are outside of the CRS \(EPSG:32632\): check the CRS"):
+        cube.assign_coords(x=1e9 + 10.0 * np.arange(cube.sizes["x"])).anysat.frames(2)
+
+
+# ---------------------------------------------------------------------- what scaled or classified values mean
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_8_bit_values_cause_a_warning(dtype: str) -> None:
+    cube = (placed() % 100).astype(dtype)
+    with pytest.warns(
+        AnySatWarning, match=rf"values of dtype {dtype}: expected digital numbers.*load the original"
+    ):
+        read = read_cube(cube)
+    np.testing.assert_array_equal(read.array.values, cube.values)
+
+
+def classified(name: str) -> xr.DataArray:
+    cube = placed()
+    return xr.concat([cube, xr.full_like(cube.isel(band=0), 4).assign_coords(band=name)], "band")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: odc_stac(scl=True), "scl"),
+        (openeo, "S2-L2A-SCL"),
+        (lambda: odc_stac(scl=True).rename(scl="SCL_20m"), "SCL_20m"),
+        (lambda: classified("SCL"), "SCL"),
+    ],
+    ids=["odc-stac", "openEO", "CDSE", "bands"],
+)
+def test_an_unused_classification_causes_a_warning_whose_remedy_works(
+    make: Callable[[], xr.DataArray | xr.Dataset], name: str
+) -> None:
+    cube = make()
+    with pytest.warns(AnySatWarning, match=rf"the scene classification '{name}' is not used") as caught:
+        read_cube(cube)
+    assert len(caught) == 1
+    remedy = re.search(r"e\.g\. (cube\..*)\.anysat", str(caught[0].message))
+    assert remedy is not None
+    masked = eval(remedy[1], {"cube": cube})  # 4, vegetation, stays
+    assert_is_the_cube(read_cube(masked, nodata=float("nan")), placed().astype("float64"))

@@ -147,7 +147,7 @@ NO_EMBEDDINGS = {
     "cube": r"a DataArray with dims \('time', 'band', 'y', 'x'\): expected .*embed\(\) first",
     "cube of variables": r"a Dataset with dims .*embed\(\) first",
     "frames": r"a DataArray with dims \('time', 'band', 'y', 'x'\): expected .*embed\(\) first",
-    "embedding in a Dataset": r"Dataset of \['anysat'\]: expected the DataArray .*dataset\['anysat'\]\.anysat\.",
+    "embedding in a Dataset": r"Dataset of \['anysat'\]: expected its DataArray .*dataset\['anysat'\]\.anysat\.",
     "vector": r"one vector \(D,\).*embed without pool=",
     "transposed": r"expected \(D, y, x\), use emb\.transpose\('D', 'y', 'x'\)",
 }

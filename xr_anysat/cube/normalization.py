@@ -33,8 +33,11 @@ MAX_OFFSET_MINIMUM = 1400
 """Products with the +1000 offset have no digital number below the offset. If the minimum is above this, the scene is
 only bright."""
 
-MIN_OFFSET_VALUES = 10_000
-"""With fewer values than this, their minimum says nothing about the offset."""
+MAX_8BIT = 255
+"""Values up to this can be percent or 8-bit numbers; land has brighter pixels, 255 DN is a reflectance of 0.0255."""
+
+MIN_CHECKED_VALUES = 10_000
+"""With fewer values than this, their minimum and maximum say nothing about the offset or the scale."""
 
 NORMS = (
     "per_tile_zscore",
@@ -157,7 +160,7 @@ def clip(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool = False) -> None:
     """Check that `values` (T, 10, y, x), before clipping, are digital numbers; nothing is changed.
 
-    `offset_decided` means that metadata decided about the +1000 offset, as in ``open_s2``.
+    `offset_decided` means that metadata decided about scale and offset, as in ``open_s2``.
 
     Raises
     ------
@@ -167,7 +170,8 @@ def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool 
     Warns
     -----
     AnySatWarning
-        If they seem to contain the +1000 offset of baseline 04.00, or a marker of missing pixels.
+        If they seem to contain the +1000 offset of baseline 04.00 or a marker of missing pixels, or to be scaled to
+        percent or 8 bits.
     """
     if not valid.any():
         return
@@ -188,8 +192,15 @@ def check_values(values: np.ndarray, valid: np.ndarray, *, offset_decided: bool 
             f"missing pixels, pass nodata={seen:g}. If unsigned numbers wrapped below zero, cast to float before "
             "subtracting. They were only clipped to 0..10 000"
         )
-    suspicious = S2.offset <= minimum <= MAX_OFFSET_MINIMUM and not offset_decided
-    if suspicious and valid.sum() * len(S2.bands) >= MIN_OFFSET_VALUES:
+    if offset_decided or valid.sum() * len(S2.bands) < MIN_CHECKED_VALUES:
+        return
+    if 0 < maximum <= MAX_8BIT:
+        warn(
+            f"no value is above {MAX_8BIT}: the cube seems to hold percent or 8-bit numbers. Expected digital numbers, "
+            "reflectance × 10 000. If so, convert them first, for percent (cube * 100).anysat.embed(...). Nothing was "
+            "changed"
+        )
+    if S2.offset <= minimum <= MAX_OFFSET_MINIMUM:
         warn(
             f"no digital number is below {minimum // 100 * 100:.0f}: the cube seems to contain the +{S2.offset} offset "
             "of processing baseline 04.00 and later. If so, subtract it from the observed values: "

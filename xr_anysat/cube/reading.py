@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_STRETCH = 0.05
 """Largest relative difference between a meter of the projection and one on the ground without a warning."""
 
+MIN_TIME, MAX_TIME = np.datetime64("0001-01-01", "s"), np.datetime64("9999-12-31T23:59:59", "s")
+"""First and last time that Python's dates can hold."""
+
 # B2, B02, b02, B02_10m (CDSE), S2-L2A-B02 (openEO): only the number matters
 _BAND_NAME = re.compile(r"(?:^|[^A-Z0-9])B0?(\d{1,2}|8A)(?:_\d+M)?$")
 
@@ -37,6 +40,9 @@ DIM_NAMES = {
     "y": ("y", "Y", "latitude", "lat"),
     "x": ("x", "X", "longitude", "lon"),
 }
+
+# SCL, SCL_20m (CDSE), S2-L2A-SCL (openEO)
+_CLASSIFICATION = re.compile(r"(?:^|[^A-Z0-9])SCL(?:_\d+M)?$")
 
 _NODATA_KEYS = ("nodata", "_FillValue", "missing_value")
 
@@ -121,8 +127,11 @@ def read_cube(
             f"values of dtype {array.dtype}: expected integers or floats, cast with .astype('float32')"
         )
     array = _sort_times(array)
+    _check_coordinates(array)
     array, geobox = _north_up(array, _find_crs(obj, array))
     _warn_unapplied_scale(obj)
+    _warn_8bit(array.dtype)
+    _warn_unused_classification(obj)
     # coords per band (title, gsd, ...) would be wrong on the result; coords along time alone are kept
     array = array.drop_vars([k for k, c in array.coords.items() if "band" in c.dims and k != "band"])
     return Cube(array, float(nodata), geobox)
@@ -322,6 +331,35 @@ def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
         )
 
 
+def _warn_8bit(dtype: np.dtype) -> None:
+    if dtype.itemsize == 1:
+        warn(
+            f"values of dtype {dtype}: expected digital numbers, reflectance × 10 000, which need 16 bits. Values that "
+            "were scaled to 8 bits give other embeddings: load the original bands, or undo the scaling. Nothing was "
+            "changed"
+        )
+
+
+def _warn_unused_classification(obj: xr.DataArray | xr.Dataset) -> None:
+    """Warn about a scene classification beside the bands, because it masks nothing."""
+    names: list[Hashable]
+    if isinstance(obj, xr.Dataset):
+        names = list(obj.data_vars)
+    else:
+        names = next((list(obj[d].values) for d in DIM_NAMES["band"] if d in obj.coords), [])
+    unused = next((n for n in names if _CLASSIFICATION.search(str(n).upper())), None)
+    if unused is not None:
+        name = repr(str(unused))
+        pick, drop = f"cube.sel(band={name})", f"drop_sel(band={name})"
+        if isinstance(obj, xr.Dataset):
+            pick, drop = f"cube[{name}]", f"drop_vars({name})"
+        warn(
+            f"the scene classification {name} is not used, so clouds count as observed: mask them first, e.g. "
+            f"cube.where(~{pick}.isin([0, 1, 3, 8, 9, 10])).{drop}.anysat.embed(nodata=float('nan')). "
+            f"cube.{drop} alone keeps the clouds; xr_anysat.open_s2 masks them"
+        )
+
+
 # ---------------------------------------------------------------------- times
 
 
@@ -345,12 +383,38 @@ def _sort_times(array: xr.DataArray) -> xr.DataArray:
         raise CubeError(
             f"{int(np.isnat(times).sum())} of {times.size} times are NaT: drop those images, or assign their dates"
         )
+    seconds = times.astype("datetime64[s]")  # nanoseconds cannot be compared with the years 1 and 9999
+    if seconds.min() < MIN_TIME or seconds.max() > MAX_TIME:
+        raise CubeError(
+            f"times from {seconds.min()} to {seconds.max()}: expected dates of Sentinel-2 images, in the years 1 to "
+            "9999. The unit may be wrong: cube.assign_coords(time=pandas.to_datetime([...], unit='s'))"
+        )
     if (np.diff(times) >= np.timedelta64(0)).all():
         return array
     return array.isel(time=np.argsort(times, kind="stable"))
 
 
 # ---------------------------------------------------------------------- grid
+
+
+def _check_coordinates(array: xr.DataArray) -> None:
+    """Refuse coordinates y and x that are not finite numbers."""
+    for dim in ("y", "x"):
+        if dim not in array.coords:
+            continue
+        values = array[dim].values
+        remedy = (
+            f"assign the centers of the pixels, cube.assign_coords({dim}=...), or drop the coordinates, "
+            f"cube.drop_vars({dim!r})"
+        )
+        if values.dtype.kind not in "iuf":
+            raise CubeError(f"{dim!r} coordinates of dtype {values.dtype}: expected numbers; {remedy}")
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            raise CubeError(
+                f"{int(wrong.sum())} of {values.size} {dim!r} coordinates are NaN or infinite: expected finite "
+                f"numbers; {remedy}"
+            )
 
 
 def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
@@ -433,17 +497,23 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
     if max(drift) > 0.1 * S2.pixel_size:
         raise CubeError(f"pixels of {size[0]:.9g} × {size[1]:.9g} m (y × x). {_REPROJECT}")
     geobox = _exact_geobox(array, crs)
-    _warn_if_stretched(geobox, name)
+    _check_scale(geobox, name)
     return array, geobox
 
 
-def _warn_if_stretched(geobox: GeoBox, name: Any) -> None:
-    """Warn if a meter of the projection is far from a meter on the ground, as in Web Mercator."""
+def _check_scale(geobox: GeoBox, name: Any) -> None:
+    """Refuse a place outside of the CRS; warn if a meter of the CRS is not one on the ground, as in Web Mercator."""
     from pyproj import Proj
 
     assert geobox.crs is not None  # it was created with one
     projection = Proj(geobox.crs.proj)
-    lon, lat = projection(*geobox.boundingbox.bbox[:2], inverse=True)
+    left, bottom = geobox.boundingbox.bbox[:2]
+    lon, lat = projection(left, bottom, inverse=True)
+    if not (np.isfinite(lon) and np.isfinite(lat)):
+        raise CubeError(
+            f"coordinates near x={left:g}, y={bottom:g} are outside of the CRS ({name}): check the CRS, "
+            f"cube.odc.assign_crs('EPSG:...'), and the coordinates. {_REPROJECT}"
+        )
     scale = projection.get_factors(lon, lat).areal_scale ** 0.5
     if abs(1 / scale - 1) > MAX_STRETCH:
         warn(
