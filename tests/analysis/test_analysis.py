@@ -865,6 +865,7 @@ def test_importing_imports_no_optional_library_and_a_missing_one_is_named() -> N
         ("sklearn", "rgb()"), ("sklearn", "cluster(2)"), ("geopandas", "sample(1)"), ("geopandas", "zonal(1)"),
         ("shapely", "similarity((1, 2))"), ("sklearn", "classify(1, 'kind')"),
     ]  # fmt: skip
+    packages = {"sklearn": "scikit-learn"}
     code = f"""if True:
         import sys, numpy as np, xarray as xr, xr_anysat
         print({{"sklearn", "geopandas", "shapely", "matplotlib", "torch", "distributed"}} & set(sys.modules))
@@ -881,5 +882,5 @@ def test_importing_imports_no_optional_library_and_a_missing_one_is_named() -> N
     first, *messages = said.splitlines()
     assert first == "set()"
     for (module, _), message in zip(calls, messages, strict=True):
-        assert f"needs {module}" in message
+        assert f"needs {packages.get(module, module)}:" in message
         assert "pip install 'xr_anysat[analysis]'" in message

@@ -905,7 +905,7 @@ def test_nothing_to_open(tmp_path: Path) -> None:
         (lambda: embeddings().assign_coords(anysat=2), None, CubeError, "coordinate 'anysat'"),
         (lambda: embeddings().assign_attrs(_FillValue=0, add_offset=1), None, CubeError,
          r"attribute '_FillValue', attribute 'add_offset': .*emb\.attrs\.pop"),
-        (small_cube, None, CubeTypeError, r"dims \('time', 'band', 'y', 'x'\), .*embed\(frames=8\)\.anysat\.to_zarr"),
+        (small_cube, None, CubeTypeError, r"dims \('time', 'band', 'y', 'x'\): .*embed\(frames=8\)\.anysat\.to_zarr"),
         (lambda: small_cube().anysat.frames(2), None, CubeTypeError, "call embed"),
         (lambda: embeddings().transpose("y", "x", "D"), None, CubeTypeError, r"emb\.transpose\('D', 'y', 'x'\)"),
         (lambda: embeddings().anysat.pool(), None, CubeTypeError, r"one vector \(D,\), the result of pool="),
