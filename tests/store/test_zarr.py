@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -41,6 +44,7 @@ from xr_anysat.cube.normalization import STATISTICS
 from xr_anysat.demo.scene import make_scene, open_scene
 from xr_anysat.store.codecs import decode, encode
 from xr_anysat.store.layout import INNER_BYTES
+from xr_anysat.store.location import folder_problem
 
 TINY = {"model": "tiny", "weights": "random"}
 CODECS = [None, "float16", "int8"]
@@ -1010,6 +1014,28 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert len(computed) == 4 - len(left)
     emb.anysat.to_zarr(tmp_path / "b" / "area.zarr")
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(WriteError, match=r"notes\.txt' is a file, expected a folder\. .*give another path"):
+        embeddings().anysat.to_zarr(tmp_path / "notes.txt" / "area.zarr")
+    with pytest.raises(WriteError, match=r"'/proc/areas' cannot be created in the folder '/proc' \(\w+Error"):
+        embeddings().anysat.to_zarr("/proc/areas/area.zarr")
+    if os.geteuid():  # root writes everywhere
+        with pytest.raises(
+            WriteError, match=r"no permission to write into the folder '/', or its file system"
+        ):
+            embeddings().anysat.to_zarr("/areas/area.zarr")
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    problem = folder_problem(tmp_path, error)
+    assert re.fullmatch(
+        rf"the disk or the quota of the folder '{tmp_path}' is full \(.*B free.*\)", str(problem)
+    )
+    assert folder_problem(tmp_path, OSError(errno.EIO, "Input/output error")) is None
 
 
 def test_a_store_that_is_read_only(tmp_path: Path) -> None:

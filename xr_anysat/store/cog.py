@@ -24,6 +24,7 @@ from xr_anysat.errors import CubeError, OptionError, WriteError
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.shared.values import is_whole_number
+from xr_anysat.store.location import folder_problem
 from xr_anysat.store.zarr import to_zarr
 
 if TYPE_CHECKING:
@@ -108,9 +109,10 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
             _compare(plain, whole)
             whole.replace(target)
     except Exception as error:  # of the file system, or of GDAL, which has classes of its own
+        reason = folder_problem(target.parent, error) or f"{type(error).__name__}: {error}"
         raise WriteError(
-            f"{str(target)!r} could not be written: {type(error).__name__}: {error}. Make its folder writable (space, "
-            "rights), or give another path"
+            f"{str(target)!r} could not be written: {reason}. Make its folder writable (space, rights), or give "
+            "another path"
         ) from error
     if lazy:
         shutil.rmtree(blocks)

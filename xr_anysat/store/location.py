@@ -6,13 +6,16 @@ itself reads and writes chunks.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xr_anysat.errors import OptionError, StoreError, WriteError
+from xr_anysat.shared.text import format_bytes
 
 DRAFT = ".partial"
 """How zarr's LocalStore ends the name of a file that is not whole yet."""
@@ -141,7 +144,7 @@ def read(root: Any, key: str) -> bytes | None:
 
     try:
         value = _sync(root.get(key, default_buffer_prototype()))
-    except FileNotFoundError:  # no folder, or no bucket
+    except (FileNotFoundError, NotADirectoryError):  # no folder, or no bucket
         return None
     except Exception as error:  # of the file system, or of whichever library speaks to the server
         raise _read_error(root, error) from error
@@ -214,7 +217,7 @@ def is_empty(root: Any) -> bool:
 def _listed(root: Any, found: Callable[[], Coroutine[Any, Any, list[str]]]) -> list[str]:
     try:
         names: list[str] = _sync(found())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except Exception as error:  # as above
         raise _read_error(root, error) from error
@@ -234,11 +237,36 @@ def _said(error: Exception) -> str:
 
 
 def write_error(target: StoreLocation, error: Exception) -> WriteError:
-    """What to raise where a write failed."""
-    return WriteError(
-        f"{target} could not be written: {_said(error)}. What is finished stays; make it writable (space, rights, "
-        "credentials) and repeat the call, it goes on where it stopped"
+    """Return the exception to raise where a write failed."""
+    reason = folder_problem(Path(target.address), error) if target.is_folder else None
+    remedy = (
+        "Make it writable (space, rights, credentials)"
+        if reason is None
+        else "Correct that, or give another path"
     )
+    return WriteError(
+        f"{target} could not be written: {reason or _said(error)}. Finished blocks are kept. {remedy} and repeat the "
+        "call to resume"
+    )
+
+
+def folder_problem(path: Path, error: Exception) -> str | None:
+    """Return which folder prevents writing to `path`, and why; None if the folders are in order."""
+    missing = None
+    for last in (path, *path.parents):
+        if os.path.exists(last):  # Path.exists raises where a folder may not be entered
+            break
+        missing = last
+    if not last.is_dir():
+        return f"{str(last)!r} is a file, expected a folder"
+    if not os.access(last, os.W_OK | os.X_OK):
+        return f"no permission to write into the folder {str(last)!r}, or its file system is read-only"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = format_bytes(shutil.disk_usage(last).free)
+        return f"the disk or the quota of the folder {str(last)!r} is full ({free} free on the disk)"
+    if missing is not None:
+        return f"{str(missing)!r} cannot be created in the folder {str(last)!r} ({_said(error)})"
+    return None
 
 
 def _sync(awaited: Any) -> Any:
