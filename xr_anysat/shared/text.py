@@ -1,8 +1,10 @@
-"""Format numbers as text: bytes, counts and durations."""
+"""Format numbers as text (bytes, counts, durations), and reduce text to names of files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from itertools import pairwise
 
 
@@ -11,6 +13,29 @@ def physical_memory() -> int | None:
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+MAX_NAME_CHARS = 120
+"""Longest name of a file that `safe_name` returns; file systems allow 255 bytes."""
+
+
+def safe_name(text: str) -> str:
+    """Reduce text to a name that is safe as one part of a path or URL.
+
+    Every value that was read and becomes part of the name of a file passes through here. A safe name
+    is returned unchanged. In any other text, characters except ASCII letters, digits, ``.``, ``_`` and
+    ``-`` are replaced, and a hash of the text is appended, so that different texts have different names.
+
+    Examples
+    --------
+    >>> safe_name("anysat-tiny-random-0"), safe_name("../../.config/important")
+    ('anysat-tiny-random-0', 'config-important-4b7afba8')
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")
+    if name == text and len(name) <= MAX_NAME_CHARS and name:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return "-".join(part for part in (name[: MAX_NAME_CHARS - 9].rstrip("-"), digest) if part)
 
 
 def format_bytes(size: float) -> str:

@@ -22,6 +22,7 @@ from xr_anysat.model.spec import cell_side, channels
 from xr_anysat.record import has_record
 from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.text import safe_name
 from xr_anysat.stac.catalogs import CATALOGS
 from xr_anysat.store.codecs import CODECS, VALUES, dtypes
 
@@ -256,6 +257,10 @@ class _Weights:
 def weights_facts(attrs: dict[Any, Any]) -> _Weights:
     """The weights of a record."""
     size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
+
+    def item_id(kind: str) -> str:
+        return safe_name(f"anysat-{size}-{kind}")  # names a file, and the record may come from anybody
+
     parsed = WeightsSource.parse(source)
     hashed = OFFICIAL.has(sha256)
     if hashed or parsed.kind == "official":
@@ -268,7 +273,7 @@ def weights_facts(attrs: dict[Any, Any]) -> _Weights:
         if hashed:
             asset["file:checksum"] = f"1220{sha256}"  # as a multihash: sha2-256, of 32 bytes
         return _Weights(
-            f"anysat-{size}-{OFFICIAL.sha256_prefix}", f"AnySat {size}", "the published weights", HUB,
+            item_id(OFFICIAL.sha256_prefix), f"AnySat {size}", "the published weights", HUB,
             {"model": asset, "source_code": {"href": CODE, "type": "text/html", "roles": ["mlm:source_code", "code"]}},
             {"license": "MIT", "mlm:pretrained": True, "mlm:pretrained_source": "GeoPlex"},
         )  # fmt: skip
@@ -276,14 +281,14 @@ def weights_facts(attrs: dict[Any, Any]) -> _Weights:
         said = f"random weights (seed {parsed.value}), which carry no learned meaning"
         training = {"mlm:pretrained": False, "mlm:pretrained_source": None}
         name = f"AnySat {size} with random weights of seed {parsed.value}"
-        return _Weights(f"anysat-{size}-random-{parsed.value}", name, said, properties=training, random=True)
+        return _Weights(item_id(f"random-{parsed.value}"), name, said, properties=training, random=True)
     if parsed.kind == "module":
         said = "the weights of a module of the user's, which are not recorded"
         return _Weights(
-            f"anysat-{size}-module-{parsed.value[:8]}", f"AnySat {size} with the weights of a module", said
+            item_id(f"module-{parsed.value[:8]}"), f"AnySat {size} with the weights of a module", said
         )
     said = f"weights of the user's own, of sha256 {sha256}"
-    return _Weights(f"anysat-{size}-{sha256[:8]}", f"AnySat {size} with own weights {sha256[:8]}", said)
+    return _Weights(item_id(sha256[:8]), f"AnySat {size} with own weights {sha256[:8]}", said)
 
 
 def title_of(attrs: dict[Any, Any]) -> str:
