@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -11,8 +12,12 @@ import xarray as xr
 from xr_anysat.analysis.sampling import MAX_SEED, sample_cells
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.record import check_comparable, comparability_record
-from xr_anysat.shared.serialization import Stored
+from xr_anysat.shared.serialization import NUMBER, OBJECT, Rule, Stored, list_of, whole
 from xr_anysat.shared.values import check_whole_number
+
+_NUMBERS = list_of(NUMBER, minimum=1)
+
+_VECTORS = list_of(_NUMBERS, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class PCAModel(_Fitted):
     True
     """
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "mean": _NUMBERS, "components": _VECTORS, "explained": _NUMBERS, "low": _NUMBERS, "high": _NUMBERS,
+        "cells": whole(1), "seed": whole(0, MAX_SEED), "made_with": OBJECT,
+    }  # fmt: skip
+
     mean: tuple[float, ...] = field(repr=False)
     components: tuple[tuple[float, ...], ...] = field(repr=False)
     explained: tuple[float, ...]
@@ -99,6 +109,10 @@ class Clusters(_Fitted):
     made_with : dict
         Weights, statistics and settings of the embeddings that it was fitted on.
     """
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "centers": _VECTORS, "shares": _NUMBERS, "cells": whole(1), "seed": whole(0, MAX_SEED), "made_with": OBJECT,
+    }  # fmt: skip
 
     centers: tuple[tuple[float, ...], ...] = field(repr=False)
     shares: tuple[float, ...]

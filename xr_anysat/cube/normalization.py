@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -16,8 +16,8 @@ from xr_anysat.cube.compositing import frames as make_frames
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks, settle
 from xr_anysat.shared.sensor import S2
-from xr_anysat.shared.serialization import Stored
-from xr_anysat.shared.values import check_choice
+from xr_anysat.shared.serialization import NUMBER, Rule, Stored, list_of, optional, whole
+from xr_anysat.shared.values import check_choice, check_whole_number
 
 MIN_STD = 1e-6
 """Lower bound of the standard deviation in divisions, as in rs-embed: a constant band becomes zero."""
@@ -78,6 +78,10 @@ class Statistics(Stored):
     True
     """
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "mean": list_of(NUMBER, len(S2.bands)), "std": list_of(NUMBER, len(S2.bands)), "count": optional(whole(0)),
+    }  # fmt: skip
+
     mean: tuple[float, ...]
     std: tuple[float, ...]
     count: int = 0
@@ -86,8 +90,10 @@ class Statistics(Stored):
         for name in ("mean", "std"):
             given = getattr(self, name)
             try:
+                if any(isinstance(v, str) for v in given):
+                    raise TypeError("text")
                 values = tuple(float(v) for v in given)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise OptionError(
                     f"{name}={given!r}: expected a number for each of {', '.join(S2.bands)}"
                 ) from error
@@ -100,6 +106,7 @@ class Statistics(Stored):
             object.__setattr__(self, name, values)
         if any(s < 0 for s in self.std):
             raise OptionError(f"std={self.std}: expected standard deviations of 0 or more")
+        object.__setattr__(self, "count", check_whole_number("count", self.count, 0))
 
     def array(self) -> np.ndarray:
         """Return the means and the standard deviations, (2, 10) float64."""

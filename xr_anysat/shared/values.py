@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,11 +17,11 @@ def is_number(value: Any) -> bool:
 
     Examples
     --------
-    >>> is_number(1.5), is_number(float("nan")), is_number(True), is_number("1")
-    (True, False, False, False)
+    >>> is_number(1.5), is_number(float("nan")), is_number(True), is_number("1"), is_number(10**400)
+    (True, False, False, False, False)
     """
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    return real and (abs(value) <= sys.float_info.max if isinstance(value, int) else math.isfinite(value))
 
 
 def is_whole_number(value: Any, minimum: int = 1, maximum: float = math.inf) -> bool:
