@@ -16,15 +16,14 @@ import xarray as xr
 
 import xr_anysat
 from xr_anysat.demo.scene import make_scene, open_scene
-from xr_anysat.store.codecs import decode, encode
+from xr_anysat.store.codecs import CODECS
 
-CODECS = (None, "float16", "int8")
 SIZE = 192
 
 
 def errors(values: np.ndarray, codec: str | None) -> str:
     """Errors of cells: mean relative L2, largest cosine distance, share of the 10 nearest neighbors that are kept."""
-    decoded = np.asarray(decode(encode(values, codec), codec))
+    decoded = np.asarray(CODECS[codec].decode(CODECS[codec].encode(values)))
     a, b = (v.reshape(len(v), -1).T.astype(float) for v in (values, decoded))
     observed = np.isfinite(a).all(1)
     a, b = a[observed], b[observed]

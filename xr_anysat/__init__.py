@@ -42,7 +42,8 @@ from xr_anysat.errors import (
 from xr_anysat.model.weights import load_model
 from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
-from xr_anysat.store.zarr import open, to_zarr
+from xr_anysat.store.reading import check, open
+from xr_anysat.store.writing import to_zarr
 from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ __all__ = [
     "WeightsError",
     "WriteError",
     "change",
+    "check",
     "classify",
     "cluster",
     "config",

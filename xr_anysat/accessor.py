@@ -25,15 +25,16 @@ from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.pooling import pool
 from xr_anysat.store.cog import to_cog
-from xr_anysat.store.zarr import to_zarr
+from xr_anysat.store.reading import check
+from xr_anysat.store.writing import to_zarr
 from xr_anysat.view.preview import preview
 
 CUBE_METHODS = ("frames", "statistics", "plan", "embed", "preview")
 """Methods that apply to a Sentinel-2 cube."""
 
 EMBEDDING_METHODS = (
-    "pool", "to_zarr", "to_cog", "seam_score", "preview", "reduce", "rgb", "similarity", "change", "cluster",
-    "sample", "zonal", "classify",
+    "pool", "to_zarr", "to_cog", "check", "seam_score", "preview", "reduce", "rgb", "similarity", "change",
+    "cluster", "sample", "zonal", "classify",
 )  # fmt: skip
 """Methods that apply to an embedding cube."""
 
@@ -61,7 +62,8 @@ class AnySatAccessor:
     cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`. On both: `preview`.
+    `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`. On both:
+    `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -91,6 +93,7 @@ class AnySatAccessor:
     pool = _method(pool)
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)
+    check = _method(check)
     seam_score = _method(seam_score)
     preview = _method(preview)
     reduce = _method(reduce)

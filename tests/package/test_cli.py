@@ -282,7 +282,7 @@ def test_a_failed_read_leaves_a_store_to_resume(area, tmp_path, alone):
     code, out, err = end(begin(alone, "embed", *area.options, "--norm", "pastis", "--out", str(store)))
     assert (code, out) == (1, "")
     assert "\nerror: asset 'scl' of item" in err
-    assert f"0 of the 16 blocks of {str(store)!r} are finished and stay" in err
+    assert f"0 of the 16 blocks of {str(store)!r} are finished and kept" in err
     assert "Traceback" not in err
 
 
@@ -426,7 +426,7 @@ def test_interrupted_and_resumed(area, tmp_path, alone):
     assert "Interrupted by SIGINT" in err
     finished = len(shards(store))
     assert 1 <= finished < 16
-    counted = re.search(rf"(\d+) of the 16 blocks of {str(store)!r} are finished and stay", err)
+    counted = re.search(rf"(\d+) of the 16 blocks of {str(store)!r} are finished and kept", err)
     assert int(counted[1]) in (finished - 1, finished)  # one may be written but not counted yet
     # --no-resume would refuse the store
     again = ["embed", *area.options, "--out", str(store)]
@@ -449,7 +449,7 @@ def test_terminated_while_nothing_answers(area, tmp_path, alone):
     process.terminate()
     code, out, err = end(process)
     assert (code, out) == (143, "")
-    assert f"Interrupted by SIGTERM\n0 of the 16 blocks of {str(store)!r} are finished and stay" in err
+    assert f"Interrupted by SIGTERM\n0 of the 16 blocks of {str(store)!r} are finished and kept" in err
     assert "Traceback" not in err
 
 

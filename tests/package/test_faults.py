@@ -221,10 +221,10 @@ def test_read_that_always_fails(on: str, undisturbed: dict[str, Any], tmp_path: 
         run.process.join()
         assert (kind, message) == ("OSError", "no connection to asset 2-2.tif")
         if workers:
-            assert notes.pop(0) == "this was in the making of block 2 along y, 2 along x"
+            assert notes.pop(0) == "while block (2, 2) along (y, x) was computed"
             until(lambda: not workers.tasks(), "the cluster stops")
         (note,) = notes
-        assert note.endswith("are finished and stay: the same call goes on from there")
+        assert note.endswith("are finished and kept: repeat the call to resume")
         there = finished(tmp_path)
         assert 0 < int(note.split(" of the 20 blocks of ")[0]) <= len(there) < 20
         # what a worker is at, it finishes, though nobody wants it any more
@@ -240,9 +240,7 @@ def test_store_that_workers_do_not_see(undisturbed: dict[str, Any], tmp_path: Pa
             shutil.rmtree(store)
 
     emb = plain(tmp_path / "reads")
-    wanted = (
-        r"area.zarr' could not be written: it is not there on .*\. Wanted a folder that client and workers"
-    )
+    wanted = r"area.zarr' could not be written: it does not exist on .*\. Expected a folder that client and workers"
     with dask.config.set(scheduler="synchronous"), pytest.raises(WriteError, match=wanted) as seen:
         emb.anysat.to_zarr(store, progress=progress)
     assert seen.value.__notes__[0].startswith("3 of the 20 blocks")
@@ -259,9 +257,9 @@ def test_connection_is_lost(lost: str, workers: Cluster, undisturbed: dict[str, 
         workers.scheduler.kill()
     _, kind, message, notes = run.hears("done", "error")
     assert kind == "WriteError"
-    assert message.startswith("the cluster does not go on: the connection to its scheduler was lost")
+    assert message.startswith("the cluster stopped: the connection to its scheduler was lost")
     (note,) = notes
-    assert f" of the 20 blocks of '{tmp_path}/out/area.zarr' are finished and stay" in note
+    assert f" of the 20 blocks of '{tmp_path}/out/area.zarr' are finished and kept" in note
     if closes:
         until(lambda: not workers.tasks(), "the cluster stops")
     for worker in workers.workers:

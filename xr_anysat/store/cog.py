@@ -25,7 +25,7 @@ from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.shared.values import is_whole_number
 from xr_anysat.store.location import folder_problem
-from xr_anysat.store.zarr import to_zarr
+from xr_anysat.store.writing import to_zarr
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

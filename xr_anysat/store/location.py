@@ -76,12 +76,12 @@ class StoreLocation:
                 "gs://, adlfs for abfs://), or hand in zarr.storage.ObjectStore(obstore.store.from_url(...))"
             ) from error
 
-    def beside(self) -> tuple[Any, str]:
+    def sibling(self) -> tuple[Any, str]:
         """Where files beside this store go, and how their names begin; inside of a store object or a bucket.
 
         Examples
         --------
-        >>> StoreLocation("/data/area.zarr").beside(), StoreLocation("memory://area.zarr").beside()[1]
+        >>> StoreLocation("/data/area.zarr").sibling(), StoreLocation("memory://area.zarr").sibling()[1]
         ((LocalStore('file:///data'), 'area.'), '')
         """
         parent = self.address.removesuffix(self.name).rstrip("/") if isinstance(self.address, str) else ":"
@@ -168,6 +168,34 @@ def write(root: Any, key: str, value: bytes, target: StoreLocation, *, replace: 
         except FileNotFoundError:  # another run may have finished just now, and cleared our draft away
             _sync(root.set(key, buffer))
     except Exception as error:  # as above
+        raise write_error(target, error) from error
+
+
+def exists(root: Any, key: str) -> bool:
+    """Return whether a store has a file.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be read.
+    """
+    try:
+        return bool(_sync(root.exists(key)))
+    except Exception as error:  # of the file system, or of the library that speaks to the server
+        raise _read_error(root, error) from error
+
+
+def delete(root: Any, key: str, target: StoreLocation) -> None:
+    """Delete a file of a store.
+
+    Raises
+    ------
+    WriteError
+        If it cannot be deleted.
+    """
+    try:
+        _sync(root.delete(key))
+    except Exception as error:  # of the file system, or of the library that speaks to the server
         raise write_error(target, error) from error
 
 

@@ -24,7 +24,7 @@ from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import safe_name
 from xr_anysat.stac.catalogs import CATALOGS
-from xr_anysat.store.codecs import CODECS, VALUES, dtypes
+from xr_anysat.store.codecs import CODECS, VALUES
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -143,7 +143,7 @@ def stac_item(
                 "type": media_type,
                 "title": title_of(attrs),
                 "roles": ["data"],
-                "data_type": str(dtypes(codec, emb.dtype)[VALUES]),
+                "data_type": str(CODECS[codec].dtypes(emb.dtype)[VALUES]),
             }
         },
     }

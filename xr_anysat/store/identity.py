@@ -1,0 +1,243 @@
+"""What a store holds: its identity, which a run that resumes it must share, and its finished blocks.
+
+Everything here that was read from a store is checked before use: a store may come from anybody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from xr_anysat.errors import StoreError, warn
+from xr_anysat.record import differences, parse_nested, shorten, upgrade_hint, weights_identity
+from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of
+from xr_anysat.shared.serialization import json_default, parse_json
+from xr_anysat.shared.values import is_number, is_whole_number
+from xr_anysat.store.codecs import CODECS, VALUES
+from xr_anysat.store.layout import Layout
+from xr_anysat.store.location import StoreLocation, is_empty, keys, read
+
+MAX_BLOCKS = 2**24
+"""Largest number of blocks of a store, which is more than dask can compute."""
+
+STORE_ATTR = "anysat_store"
+"""Key of the identity in the attributes of a store's group; the value is JSON."""
+
+MAX_SIDE = 2**23
+"""Largest number of cells along y or x. At 10 m this is twice the circumference of the Earth."""
+
+MAX_CHANNELS = 2**16
+"""Largest number of channels; a model of AnySat has at most 1536."""
+
+
+def identity_of(emb: xr.DataArray, layout: Layout) -> dict[str, Any]:
+    """Return everything that a resumed run must share with the store, as JSON represents it."""
+    geobox = grid_of(emb)
+    grid: dict[str, Any] = {"shape": list(emb.shape)}
+    if geobox is not None:
+        grid |= {"crs": crs_name(geobox.crs), "transform": list(geobox.affine)[:6]}
+        if "spatial_ref" in emb.coords:
+            grid["geotransform"] = emb["spatial_ref"].attrs.get(TRANSFORM)
+    else:
+        grid |= {str(d): [str(emb[d].values[0]), str(emb[d].values[-1])] for d in emb.dims if d in emb.coords}
+    others = {str(k): c for k, c in emb.coords.items() if k != "spatial_ref"}
+    coords = {k: list(c.dims) if c.dims else str(c.values) for k, c in others.items()}
+    identity = {
+        **asdict(layout), "dtype": str(emb.dtype),
+        "grid": grid, "coords": coords, "weights": weights_identity(emb.attrs), "attrs": parse_nested(emb.attrs),
+    }  # fmt: skip
+    out: dict[str, Any] = json.loads(json.dumps(identity, default=json_default))
+    return out
+
+
+def layout_of(identity: Mapping[str, Any]) -> Layout:
+    """Return the layout of a store from its identity."""
+    return Layout(identity["codec"], tuple(identity["margin"]), tuple(identity["block"]))
+
+
+def read_identity(root: Any, target: StoreLocation) -> dict[str, Any] | None:
+    """Read and check the identity of the store at `root`; None if nothing is there.
+
+    Raises
+    ------
+    StoreError
+        If there is something else, or the identity is damaged.
+    """
+    if target.is_folder and Path(target.address).is_file():
+        raise StoreError(f"{target} is a file: expected a folder, or a path where nothing exists yet")
+    text = read(root, "zarr.json")
+    if text is None and is_empty(root):
+        return None
+    text = text or read(root, "zarr.json")  # another run may have started in between
+    try:
+        group = parse_json(text or b"{}")
+        identity = parse_json(group["attributes"][STORE_ATTR])
+    except (ValueError, KeyError, TypeError):
+        what = "other files" if text is None else "a Zarr store"
+        raise StoreError(
+            f"{target} contains {what}, but not what emb.anysat.to_zarr(...) writes: give another path. "
+            "xarray.open_zarr opens any Zarr store"
+        ) from None
+    problem = _problem_of_identity(identity) or _problem_of_arrays(group, identity)
+    if problem is not None:
+        raise StoreError(
+            f"{target} is damaged or was not written by to_zarr: {problem}. Restore its zarr.json from a copy, or "
+            "write the embeddings to another path"
+        )
+    checked: dict[str, Any] = identity
+    return checked
+
+
+def _is_shape(value: Any) -> bool:
+    limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
+    return (
+        isinstance(value, list)
+        and len(value) == len(limits)
+        and all(is_whole_number(n, 1, limit) for n, limit in zip(value, limits, strict=True))
+    )
+
+
+def _are_cells(value: Any, minimum: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(is_whole_number(n, minimum, MAX_SIDE) for n in value)
+    )
+
+
+def _is_grid(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_shape(value.get("shape")):
+        return False
+    transform = value.get("transform")
+    return isinstance(value.get("geotransform"), str | None) and (
+        transform is None
+        or (isinstance(transform, list) and len(transform) == 6 and all(map(is_number, transform)))
+    )
+
+
+_IDENTITY: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "codec": (lambda v: v is None or (isinstance(v, str) and v in CODECS), f"one of {list(CODECS)}"),
+    "dtype": (lambda v: v in ("float16", "float32", "float64"), "a float type"),
+    "block": (lambda v: _are_cells(v, 1), f"two whole numbers from 1 to {MAX_SIDE}"),
+    "margin": (lambda v: _are_cells(v, 0), f"two whole numbers from 0 to {MAX_SIDE}"),
+    "grid": (
+        _is_grid,
+        f"a shape up to ({MAX_CHANNELS}, {MAX_SIDE}, {MAX_SIDE}) and a transform of six numbers",
+    ),
+    "coords": (lambda v: isinstance(v, dict), "a JSON object"),
+    "weights": (lambda v: isinstance(v, str | None), "text or null"),
+    "attrs": (lambda v: isinstance(v, dict), "a JSON object"),
+}
+"""A check and the expected value for each entry of an identity."""
+
+
+def _problem_of_identity(identity: Any) -> str | None:
+    """Return what is wrong with an identity that was read; None if nothing is."""
+    if not isinstance(identity, dict):
+        return f"the identity is a {type(identity).__name__}: expected a JSON object"
+    for name, (check, expected) in _IDENTITY.items():
+        if name not in identity:
+            return f"{name!r} is missing: expected {expected}"
+        if not check(identity[name]):
+            return f"{name!r} is {shorten(identity[name], None)}: expected {expected}"
+    if any(m >= b for m, b in zip(identity["margin"], identity["block"], strict=True)):
+        return f"the margin {identity['margin']} is not smaller than the block {identity['block']}"
+    down, across = layout_of(identity).counts(
+        [n + m for n, m in zip(identity["grid"]["shape"][1:], identity["margin"], strict=True)]
+    )
+    if down * across > MAX_BLOCKS:
+        return (
+            f"the grid has {down * across} blocks of {identity['block']} cells: expected at most {MAX_BLOCKS}"
+        )
+    if identity["codec"] is not None and identity["dtype"] != "float32":
+        return f"the codec {identity['codec']!r} does not store {identity['dtype']}: expected float32"
+    return None
+
+
+def _problem_of_arrays(group: Any, identity: Mapping[str, Any]) -> str | None:
+    """Return which array does not agree with the identity, by the metadata of the group; None if all do."""
+    layout = layout_of(identity)
+    depth, *cells = identity["grid"]["shape"]
+    sizes = [n + m for n, m in zip(cells, layout.margin, strict=True)]
+    for name, dtype in CODECS[layout.codec].dtypes(identity["dtype"]).items():
+        dims = ["D", "y", "x"] if name == VALUES else ["y", "x"]
+        channels = [depth] if name == VALUES else []
+        expected = (dims, [*channels, *sizes], str(dtype), [*channels, *layout.block])
+        try:
+            array = group["consolidated_metadata"]["metadata"][name]
+            shards = array["chunk_grid"]["configuration"]["chunk_shape"]
+            seen = (array["dimension_names"], array["shape"], array["data_type"], shards)
+        except (KeyError, TypeError):
+            return f"the metadata of the array {name!r} are missing"
+        if seen != expected:
+            return f"the array {name!r} is {shorten(seen, expected)}: expected {shorten(expected, seen)}"
+    return None
+
+
+def check_same(
+    stored_identity: Mapping[str, Any], own_identity: Mapping[str, Any], target: StoreLocation
+) -> None:
+    """Refuse to resume a store that was started with different settings; warn if versions differ.
+
+    Raises
+    ------
+    StoreError
+        Naming the differences.
+    """
+    attrs = own_identity["attrs"]
+    not_computed = set() if "norm_mean" in attrs else {"norm_bands", "norm_mean", "norm_std"}
+    differing = [
+        f"{name} is {shorten(a, b)} in the store and {shorten(b, a)} here"
+        for name, a, b in differences(stored_identity, own_identity)
+        if name.rpartition(".")[2] not in not_computed
+    ]
+    if differing:
+        shown = "; ".join(differing[:5])
+        more = len(differing) - 5
+        shown += f"; and {more} more" if more > 0 else ""
+        raise StoreError(
+            f"{target} was started with different settings and cannot be resumed: {shown}. Embed with the same "
+            "settings (the store has its options in the attribute config), or give another path"
+            f"{upgrade_hint(stored_identity['attrs'])}"
+        )
+    before, now = (each["attrs"].get("versions") for each in (stored_identity, own_identity))
+    if before != now:
+        changed = [f"{name} {a} and now {b}" for name, a, b in differences(before or {}, now or {})]
+        warn(
+            f"{target} was started with {', '.join(changed)}: new blocks may differ by rounding. Use the versions that "
+            "started it for a bit-identical result"
+        )
+
+
+def shard_key(name: str, place: tuple[int, int]) -> str:
+    """Return the name of the file of a block in an array of a store."""
+    row, col = place
+    return f"{name}/c/0/{row}/{col}" if name == VALUES else f"{name}/c/{row}/{col}"
+
+
+def finished_blocks(root: Any, layout: Layout) -> set[tuple[int, int]]:
+    """Return the blocks that have a shard in every array."""
+    found = []
+    for name in layout.arrays:
+        places = set()
+        for key in keys(root, f"{name}/c/"):
+            *_, row, col = key.split("/")
+            if row.isdecimal() and col.isdecimal():  # others are drafts of writers that were killed
+                places.add((int(row), int(col)))
+        found.append(places)
+    return set.intersection(*found)
+
+
+def count_unfinished(root: Any, layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
+    """Return the number of unfinished blocks and of all blocks in a store of `shape` cells (y, x).
+
+    Only stored blocks are listed, so the cost does not depend on `shape`.
+    """
+    down, across = layout.counts(shape)
+    finished = sum(row < down and col < across for row, col in finished_blocks(root, layout))
+    return down * across - finished, down * across
