@@ -1,4 +1,4 @@
-"""The command line: `embed` and `plan` for an area of a catalog, `demo`, `bench`, `weights`, `verify`.
+"""The command line: `embed` and `plan` for an area of a catalog, `check`, `demo`, `bench`, `weights`, `verify`.
 
 It makes no decisions. Only options that the user passes reach the functions, so configuration, environment and defaults
 apply as in Python. Paths and results go to standard output, everything else to standard error.
@@ -36,6 +36,7 @@ from xr_anysat.model.weights import EncoderSpec, resolve_device, with_known_hash
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.text import format_bytes
 from xr_anysat.stac.search import open_s2
+from xr_anysat.store.reading import MISSING
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -285,6 +286,34 @@ def plan(
     cube = _open(options)
     with _about_options():
         print(xr_anysat.plan(cube, codec=codec, calibrate=calibrate, **how))
+
+
+@app.command()
+def check(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store: area.zarr, s3://….")],
+    remove_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--remove-damaged", help="Delete damaged blocks. Repeat the embed command to compute them again."
+        ),
+    ] = False,
+) -> None:
+    """Read every block of a store, and report damaged and missing blocks. Fails if there are any."""
+    with warnings.catch_warnings():  # missing blocks are reported below
+        warnings.filterwarnings("ignore", r".* are not finished", AnySatWarning)
+        emb = xr_anysat.open(store)
+    problems = emb.anysat.check(remove_damaged=remove_damaged)
+    if problems.empty:
+        print(f"{store}: no problems found")
+        return
+    print(problems.to_string(index=False))
+    if not remove_damaged and (problems["problem"] != MISSING).any():
+        say(
+            "Remove the damaged blocks with --remove-damaged, and repeat the embed command to compute them again"
+        )
+    else:
+        say("Repeat the embed command to compute these blocks")
+    raise typer.Exit(1)
 
 
 @app.command()

@@ -34,6 +34,7 @@ POSITIONAL = {
     "pool": 1,
     "to_zarr": 2,
     "to_cog": 2,
+    "check": 0,
     "preview": 0,
     "reduce": 1,
     "rgb": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,28 @@ def test_existing_stores(area, capsys):
     said = capsys.readouterr().err
     assert "error: " in said
     assert 'output is "patch" in the store and "tile" here' in said
+
+
+def test_a_damaged_store_is_checked_and_mended(area, tmp_path, capsys):
+    store = tmp_path / "area.zarr"
+    shutil.copytree(area.store, store)
+    before = contents(store)
+    assert main(["check", str(store)]) == 0
+    assert capsys.readouterr().out == f"{store}: no problems found\n"
+    shard = store / "anysat/c/0/1/2"
+    shard.write_bytes(shard.read_bytes()[:-9] + b"x" + shard.read_bytes()[-8:])
+    (store / "anysat/c/0/3/0").unlink()
+    for remedy, *options in (("with --remove-damaged",), ("these blocks", "--remove-damaged")):
+        assert main(["check", str(store), *options]) == 1
+        said = capsys.readouterr()
+        assert re.search(r"\n +1 +2 .*damaged: .*\n +3 +0 .*missing", said.out)
+        assert remedy in said.err
+        assert "are not finished" not in said.err
+    with one_thread():
+        assert main(["embed", *area.options, "--out", str(store)]) == 0
+    assert contents(store) == before
+    assert main(["check", str(tmp_path / "none.zarr")]) == 1
+    assert "there is no store at" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
