@@ -167,10 +167,10 @@ def one_of(*choices: Any) -> Rule:
 
 def list_of(rule: Rule, length: int | None = None, *, minimum: int = 0) -> Rule:
     """Return the rule of a list of `length` values, or of at least `minimum`, that `rule` holds for."""
-    size = f"of {length}" if length is not None else f"of {minimum} or more" if minimum else ""
+    size = "" if length is None and not minimum else f" of {length or f'{minimum} or more'}"
     lengths = range(minimum, 2**63) if length is None else range(length, length + 1)
     return Rule(
-        " ".join(["a list", *([size] if size else []), f"with each {rule.expected}"]),
+        f"a list{size}, each {rule.expected}",
         lambda v: isinstance(v, list) and len(v) in lengths and all(map(rule.holds, v)),
     )
 

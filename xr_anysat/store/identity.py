@@ -6,7 +6,7 @@ Everything here that was read from a store is checked before use: a store may co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,19 @@ import xarray as xr
 from xr_anysat.errors import StoreError, warn
 from xr_anysat.record import differences, parse_nested, shorten, upgrade_hint, weights_identity
 from xr_anysat.shared.grid import TRANSFORM, crs_name, grid_of
-from xr_anysat.shared.serialization import json_default, parse_json
-from xr_anysat.shared.values import is_number, is_whole_number
+from xr_anysat.shared.serialization import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Rule,
+    first_violation,
+    json_default,
+    list_of,
+    one_of,
+    optional,
+    parse_json,
+    whole,
+)
 from xr_anysat.store.codecs import CODECS, VALUES
 from xr_anysat.store.layout import Layout
 from xr_anysat.store.location import StoreLocation, is_empty, keys, read
@@ -93,58 +104,38 @@ def read_identity(root: Any, target: StoreLocation) -> dict[str, Any] | None:
     return checked
 
 
-def _is_shape(value: Any) -> bool:
-    limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
-    return (
-        isinstance(value, list)
-        and len(value) == len(limits)
-        and all(is_whole_number(n, 1, limit) for n, limit in zip(value, limits, strict=True))
-    )
+_SIZES = (whole(1, MAX_CHANNELS), whole(1, MAX_SIDE), whole(1, MAX_SIDE))
 
-
-def _are_cells(value: Any, minimum: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(is_whole_number(n, minimum, MAX_SIDE) for n in value)
-    )
-
-
-def _is_grid(value: Any) -> bool:
-    if not isinstance(value, dict) or not _is_shape(value.get("shape")):
-        return False
-    transform = value.get("transform")
-    return isinstance(value.get("geotransform"), str | None) and (
-        transform is None
-        or (isinstance(transform, list) and len(transform) == 6 and all(map(is_number, transform)))
-    )
-
-
-_IDENTITY: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "codec": (lambda v: v is None or (isinstance(v, str) and v in CODECS), f"one of {list(CODECS)}"),
-    "dtype": (lambda v: v in ("float16", "float32", "float64"), "a float type"),
-    "block": (lambda v: _are_cells(v, 1), f"two whole numbers from 1 to {MAX_SIDE}"),
-    "margin": (lambda v: _are_cells(v, 0), f"two whole numbers from 0 to {MAX_SIDE}"),
-    "grid": (
-        _is_grid,
-        f"a shape up to ({MAX_CHANNELS}, {MAX_SIDE}, {MAX_SIDE}) and a transform of six numbers",
-    ),
-    "coords": (lambda v: isinstance(v, dict), "a JSON object"),
-    "weights": (lambda v: isinstance(v, str | None), "text or null"),
-    "attrs": (lambda v: isinstance(v, dict), "a JSON object"),
+_IDENTITY: dict[str, Rule] = {
+    "codec": one_of(*CODECS),
+    "dtype": one_of("float16", "float32", "float64"),
+    "block": list_of(whole(1, MAX_SIDE), 2),
+    "margin": list_of(whole(0, MAX_SIDE), 2),
+    "grid": OBJECT,
+    "coords": OBJECT,
+    "weights": optional(TEXT, or_none=True),
+    "attrs": OBJECT,
 }
-"""A check and the expected value for each entry of an identity."""
+"""The rule of each entry of an identity."""
+
+_GRID: dict[str, Rule] = {
+    "shape": Rule(
+        f"a shape up to ({MAX_CHANNELS}, {MAX_SIDE}, {MAX_SIDE})",
+        lambda v: (
+            isinstance(v, list) and len(v) == 3 and all(r.holds(n) for r, n in zip(_SIZES, v, strict=True))
+        ),
+    ),
+    "transform": optional(list_of(NUMBER, 6)),
+    "geotransform": optional(TEXT, or_none=True),
+}
+"""The rule of each entry of the grid in an identity."""
 
 
 def _problem_of_identity(identity: Any) -> str | None:
     """Return what is wrong with an identity that was read; None if nothing is."""
-    if not isinstance(identity, dict):
-        return f"the identity is a {type(identity).__name__}: expected a JSON object"
-    for name, (check, expected) in _IDENTITY.items():
-        if name not in identity:
-            return f"{name!r} is missing: expected {expected}"
-        if not check(identity[name]):
-            return f"{name!r} is {shorten(identity[name], None)}: expected {expected}"
+    problem = first_violation(identity, _IDENTITY) or first_violation(identity["grid"], _GRID)
+    if problem is not None:
+        return f"in its attribute {STORE_ATTR!r}, {problem}"
     if any(m >= b for m, b in zip(identity["margin"], identity["block"], strict=True)):
         return f"the margin {identity['margin']} is not smaller than the block {identity['block']}"
     down, across = layout_of(identity).counts(
