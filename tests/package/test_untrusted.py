@@ -104,7 +104,7 @@ def test_valid_json_of_results_is_read(kind: type[Statistics]) -> None:
         (
             Statistics,
             {"mean": ["1"] * 10},
-            r"'mean' is \['1', .*expected a list of 10 with each a finite number",
+            r"'mean' is \['1',.*expected a list of 10, each a finite number",
         ),
         (Statistics, {"mean": [NAN] * 10}, "'mean' is .*nan"),
         (Statistics, {"mean": [HUGE] * 10}, "'mean' is "),
@@ -118,7 +118,7 @@ def test_valid_json_of_results_is_read(kind: type[Statistics]) -> None:
         (
             PCAModel,
             {"mean": ["0", "1"]},
-            "'mean' is .*expected a list of 1 or more with each a finite number",
+            "'mean' is .*expected a list of 1 or more, each a finite number",
         ),
         (PCAModel, {"components": [[NAN, 0]]}, "'components' is"),
         (PCAModel, {"components": [1.0]}, "'components' is"),
