@@ -1,10 +1,10 @@
-"""The encoder on the workers of a dask cluster, which may have no internet and no disk in common.
+"""Load the encoder on the workers of a dask cluster, which may have no internet and no shared disk.
 
-`prepare` sends the weights as a file of the checked tensors that an encoder needs: from the client to a
-temporary file of the scheduler, once, and from there to each worker that lacks them, now or when it
-joins. Both ways they go in pieces. A worker plugin that holds the bytes itself would be shorter, but the
-scheduler packs a plugin once for every worker it is sent to, all at the same time: of 380 MB that took
-0.7 GB of its memory and 0.36 GB more for each worker. In pieces it takes 20 MB.
+`prepare` sends the weights as a file of the checked tensors that an encoder needs: once from the client to a temporary
+file of the scheduler, and from there to each worker that lacks them, now or when it joins. Both transfers are in
+pieces. A worker plugin that contains the weights would be shorter, but the scheduler serializes a plugin once per
+worker, all at the same time: 380 MB of weights took 0.7 GB of its memory and 0.36 GB more per worker. In pieces, they
+take 20 MB.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ if TYPE_CHECKING:
     from distributed import Client, Scheduler, Worker
 
 PIECE = 4 << 20
-"""Bytes that go in one message: what the scheduler holds for a worker at a time."""
+"""Size of a message in bytes, which is what the scheduler keeps in memory per worker."""
 
 
 def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
-    """Have the encoder loaded on every worker of a cluster, also on those that join or restart later.
+    """Load the encoder on every worker of a cluster, also on workers that join or restart later.
 
-    Workers that have the weights (the file itself on a shared disk, or what an earlier call left in their
-    cache folder) use them. The others get them from the scheduler. Nothing is downloaded on a worker.
+    Workers that have the weights, on a shared disk or in their cache folder from an earlier call, use them. The others
+    receive them from the scheduler. Workers download nothing.
 
     Parameters
     ----------
     client : distributed.Client
-        Connected to the cluster. Scheduler and workers need the packages that the client has.
+        A client of the cluster. Scheduler and workers need the same packages as the client.
     spec : EncoderSpec or DataArray
-        The embedding that is to be computed, or the spec of `xr_anysat.model.weights.encoder_spec`.
+        The embedding to compute, or the result of `xr_anysat.model.weights.encoder_spec`.
 
     Returns
     -------
     dict of str to str
-        For the address of each worker the device that its encoder is on.
+        The device of the encoder, by address of the worker.
 
     Raises
     ------
     CubeTypeError
         If `spec` is neither.
     WeightsError
-        If the weights are not on this machine either, are a module object, or do not reach a worker.
-        Nothing is registered then.
+        If the weights are not on this machine, are a module object, or do not reach a worker. Nothing
+        is registered then.
     DeviceError
         If a worker lacks the device.
 
@@ -80,12 +80,12 @@ def prepare(client: Client, spec: EncoderSpec | xr.DataArray) -> dict[str, str]:
         spec = encoder_spec_of(spec)
     if not isinstance(spec, EncoderSpec):
         raise CubeTypeError(
-            f"prepare(client, {type(spec).__name__}): wanted the embedding that is to be computed, as embed() "
-            "gave it, or an EncoderSpec"
+            f"prepare(client, {type(spec).__name__}): expected the embedding to compute, the result of embed(), "
+            "or an EncoderSpec"
         )
     if spec.source.kind == "module":
         raise WeightsError(
-            "a module that is passed as model lives in one process only and cannot be sent to workers. Save its "
+            "a module that is passed as model exists in one process only and cannot be sent to workers. Save its "
             f"weights, torch.save(model.state_dict(), PATH), and pass model={spec.size!r}, weights=PATH"
         )
     return cast(dict[str, str], client.sync(_prepare, client, spec))
@@ -108,7 +108,7 @@ async def _prepare(client: Client, spec: EncoderSpec) -> dict[str, str]:
 
 
 async def _send(client: Client, spec: EncoderSpec) -> None:
-    """Send the weights to the scheduler; a file between, for they need not be in memory twice."""
+    """Send the weights to the scheduler, through a file, so that they are not in memory twice."""
     with tempfile.TemporaryDirectory() as folder:
         path, token = Path(folder) / "weights.safetensors", uuid.uuid4().hex
 
@@ -129,16 +129,16 @@ async def _send(client: Client, spec: EncoderSpec) -> None:
 _arriving: dict[str, IO[bytes]] = {}
 
 _held: dict[str, IO[bytes]] = {}
-"""By their sha256, the weights that this process hands out: files without a name, gone when it ends."""
+"""The weights that this process serves, by sha256: unnamed files, which end with the process."""
 
 
 def _open(sha256: str, dask_scheduler: Scheduler) -> bool:
-    """Let the scheduler take and hand out weights; tell whether it holds those of `sha256` already."""
+    """Let the scheduler receive and serve weights, and return whether it has those of `sha256`."""
     dask_scheduler.handlers.update(xr_anysat_put=_put, xr_anysat_hold=_hold, xr_anysat_get=_get)
     return sha256 in _held
 
 
-# These run on the scheduler's event loop: a piece takes it a millisecond or two.
+# These run on the event loop of the scheduler; a piece takes one or two milliseconds.
 
 
 def _put(token: str, piece: bytes) -> None:
@@ -148,8 +148,8 @@ def _put(token: str, piece: bytes) -> None:
         _arriving[token].write(piece)
     except OSError as error:
         raise WeightsError(
-            f"the scheduler cannot hold the weights in its temporary folder {tempfile.gettempdir()!r} ({error}). "
-            "Set TMPDIR where it starts to a folder with 500 MB free"
+            f"the scheduler cannot store the weights in its temporary folder {tempfile.gettempdir()!r} ({error}). "
+            "Set TMPDIR to a folder with 500 MB free where the scheduler starts"
         ) from error
 
 
@@ -166,7 +166,7 @@ def _get(sha256: str, start: int) -> bytes:
 
 
 class _Encoder(WorkerPlugin):
-    """Has every worker that joins load an encoder before its first task."""
+    """Loads an encoder on each worker that joins, before its first task."""
 
     idempotent = True
 
@@ -179,14 +179,14 @@ class _Encoder(WorkerPlugin):
 
 
 async def _ready(spec: EncoderSpec, dask_worker: Worker) -> str:
-    """Load an encoder on a worker, off its event loop; the device that it is on."""
+    """Load an encoder on a worker, outside of its event loop, and return its device."""
     if not await asyncio.to_thread(is_available_offline, spec):
         await _fetch(spec, dask_worker)
     return await asyncio.to_thread(device_of, spec)
 
 
 async def _fetch(spec: EncoderSpec, worker: Worker) -> None:
-    """Get the weights from the scheduler into the cache folder of this machine."""
+    """Copy the weights from the scheduler into the cache folder of this machine."""
     assert spec.sha256 is not None
     try:
         with new_file(cached_file(spec.sha256)) as draft:
@@ -195,11 +195,11 @@ async def _fetch(spec: EncoderSpec, worker: Worker) -> None:
                     await asyncio.to_thread(file.write, piece)
             if not await asyncio.to_thread(is_cached, spec, draft):
                 raise WeightsError(
-                    "the weights arrived damaged, or from another version of xr_anysat: have the same version "
-                    "on client, scheduler and workers, and start the scheduler anew"
+                    "the weights arrived damaged, or from another version of xr_anysat: install the same version "
+                    "on client, scheduler and workers, and restart the scheduler"
                 )
     except OSError as error:
         raise WeightsError(
-            f"the weights do not get into the cache folder {str(cache_dir())!r} ({error}). Name one with 500 MB "
-            "free, XR_ANYSAT_CACHE_DIR=PATH, where the worker starts"
+            f"the weights cannot be written into the cache folder {str(cache_dir())!r} ({error}). Set "
+            "XR_ANYSAT_CACHE_DIR to a folder with 500 MB free where the worker starts"
         ) from error

@@ -225,7 +225,7 @@ def test_forms_of_a_point(capsys, form):
         (["plan"], "no area given: expected one of bbox="),
         (["plan", *NOWHERE, "--bbox=1,2,3,4"], "bbox and point given"),
         (["plan", *NOWHERE, "--max-cloud", "300"], "max_cloud=300.0: expected percent"),
-        (["embed", *NOWHERE, "--out", ""], "store='': wanted a path"),
+        (["embed", *NOWHERE, "--out", ""], "store='': expected a path"),
         (["embed", *NOWHERE, "--out", "x", "--codec", "int9"], "codec='int9': expected"),
         (["embed", *NOWHERE, "--out", "x", "--norm", "none.json"], "norm='none.json' cannot be read"),
         (["verify", "not a repository"], "neither a folder on this machine nor owner/name"),

@@ -276,9 +276,9 @@ def test_an_official_checkpoint_that_is_nowhere_is_not_downloaded_by_workers(tmp
 
 
 def test_what_cannot_be_prepared(cluster: Cluster) -> None:
-    with pytest.raises(WeightsError, match=r"lives in one process only and cannot be sent.*torch.save\("):
+    with pytest.raises(WeightsError, match=r"exists in one process only and cannot be sent.*torch.save\("):
         prepare(cluster.client, encoder_spec(xr_anysat.load_model("tiny", weights="random")))
-    with pytest.raises(CubeTypeError, match=r"prepare\(client, str\): wanted the embedding"):
+    with pytest.raises(CubeTypeError, match=r"prepare\(client, str\): expected the embedding"):
         prepare(cluster.client, "base")
     with pytest.raises(CubeTypeError, match=r"its attrs \[\] have no record of an encoder"):
         prepare(cluster.client, small_cube())
@@ -306,10 +306,8 @@ def test_weights_that_do_not_arrive(cluster: Cluster, checkpoint: Path) -> None:
     vanish(checkpoint)
     (cluster.folder / "file").touch()
     client.run(use_cache, str(cluster.folder / "file" / "cache"), workers=[cluster.addresses["one"]])
-    message = (
-        r"1 of 2 workers cannot be prepared. tcp://.*: the weights do not get into the cache folder '.*'.*"
-    )
-    with pytest.raises(WeightsError, match=message + "XR_ANYSAT_CACHE_DIR=PATH, where the worker starts"):
+    message = r"1 of 2 workers cannot be prepared. tcp://.*: the weights cannot be written into the cache folder '.*'.*"
+    with pytest.raises(WeightsError, match=message + "Set XR_ANYSAT_CACHE_DIR to a folder"):
         prepare(client, spec)
     client.run(use_cache, str(cluster.cache("one")), workers=[cluster.addresses["one"]])
     client.run_on_scheduler(hold, spec.sha256, b"noise" * 100)
@@ -327,9 +325,7 @@ def test_a_scheduler_that_has_no_room(checkpoint: Path, monkeypatch: pytest.Monk
 
     with Client(processes=False, n_workers=1, dashboard_address=":0", set_as_default=False) as client:
         monkeypatch.setattr(tempfile, "TemporaryFile", full)
-        message = (
-            r"scheduler cannot hold .* temporary folder '.*' \(.*No space left.*Set TMPDIR where it starts"
-        )
+        message = r"scheduler cannot store .* temporary folder '.*' \(.*No space left.*Set TMPDIR to a folder"
         with pytest.raises(WeightsError, match=message):
             prepare(client, encoder_spec("tiny", checkpoint, "cpu"))
 

@@ -348,7 +348,7 @@ WEIGHTS = {
         ("not loaded", "anysat-base-ce124652", "https://huggingface.co/g-astruc/AnySat", "the published weights", True),
         ("a copy", "anysat-base-ce124652", "https://huggingface.co/g-astruc/AnySat", "the published weights", True),
         ("random", "anysat-tiny-random-7", conventions.PAPER, r"random weights \(seed 7\).*no learned meaning", False),
-        ("own", "anysat-small-cdcdcdcd", conventions.PAPER, f"own, of sha256 {'cd' * 32}", None),
+        ("own", "anysat-small-cdcdcdcd", conventions.PAPER, f"own weights, sha256 {'cd' * 32}", None),
         ("module", "anysat-tiny-module-01234567", conventions.PAPER, "a module .* not recorded", None),
     ],
 )  # fmt: skip

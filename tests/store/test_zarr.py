@@ -874,17 +874,17 @@ def test_what_is_no_store(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("store", "options", "error", "says"),
     [
-        ("", {}, OptionError, "store='': wanted a path, a URL or a store of zarr"),
-        (None, {}, OptionError, "store=None: wanted a path"),
-        (3, {}, OptionError, "store=3: wanted a path"),
-        (b"area.zarr", {}, OptionError, "store=b'area.zarr': wanted a path"),
+        ("", {}, OptionError, "store='': expected a path, a URL or a store of zarr"),
+        (None, {}, OptionError, "store=None: expected a path"),
+        (3, {}, OptionError, "store=3: expected a path"),
+        (b"area.zarr", {}, OptionError, "store=b'area.zarr': expected a path"),
         (
             "area.zarr",
             {"storage_options": {"key": "k"}},
             OptionError,
             r"storage_options=\['key'\] and .*for URLs",
         ),
-        (MemoryStore(), {"storage_options": {"key": "k"}}, OptionError, "they are for URLs"),
+        (MemoryStore(), {"storage_options": {"key": "k"}}, OptionError, "these options are only for URLs"),
         (
             "what://bucket/area",
             {},
@@ -1259,7 +1259,7 @@ def test_s3_cannot_be_read(kind: str, s3: S3Server) -> None:
     with Gate(s3.url, lambda method, path: 403) as gate:
         store, options = place_of(kind, gate.url, "area.zarr")
         for call in (embeddings().anysat.to_zarr, xr_anysat.open):
-            with pytest.raises(StoreError, match=r"cannot be read: Permission.*Look at the address, rights"):
+            with pytest.raises(StoreError, match=r"cannot be read: Permission.*Check the address, rights"):
                 call(store, **options)
 
 

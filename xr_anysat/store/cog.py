@@ -1,9 +1,8 @@
-"""`to_cog`: an embedding cube as a Cloud Optimized GeoTIFF, for QGIS and all that reads rasters.
+"""`to_cog`: write an embedding cube as a Cloud Optimized GeoTIFF, for QGIS and other readers of rasters.
 
-odc-geo's own writers do not fit embeddings: `write_cog` holds the values five times over in memory and
-interleaves the bands, so that a viewer of three reads all 768, and `save_cog_with_dask` pads the raster
-to whole tiles. Here values pass window by window from a plain file on disk to the final one, both of which
-GDAL writes; the grid is odc-geo's.
+The writers of odc-geo do not suit embeddings: `write_cog` needs memory for five copies of the values and interleaves
+the bands, so that a viewer of three bands reads all 768, and `save_cog_with_dask` pads the raster to whole tiles. Here,
+GDAL copies values window by window from a plain file on disk to the final file; odc-geo provides the grid.
 """
 
 from __future__ import annotations
@@ -31,36 +30,37 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 TILE = 512
-"""Pixels on the side of a tile of the file."""
+"""Side of a tile of the file, in pixels."""
 
 WINDOW = 256
-"""Cells on the side of what is held at once, in all bands: 200 MB for 768 of them."""
+"""Side of the window that is in memory at a time, in cells; 200 MB for 768 bands."""
 
 CACHE_MB = 256
-"""Of GDAL, whose default is a share of the machine's memory."""
+"""Cache of GDAL, whose default is a share of the machine's memory."""
 
 
 def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int] | None = None) -> Path:
     """Write an embedding cube as a Cloud Optimized GeoTIFF.
 
-    Memory does not grow with the area. A lazy cube is computed into a store first, by
-    :func:`xr_anysat.to_zarr` (on a cluster, too): ``area.tif.blocks`` beside ``area.tif``, which is deleted when
-    the file is there. A run that was interrupted is so gone on with by the same call.
+    Memory does not grow with the area. A lazy cube is first computed into a store with
+    :func:`xr_anysat.to_zarr` (also on a cluster): ``area.tif.blocks`` next to ``area.tif``. The store is
+    deleted when the file is complete. Repeat the call to resume an interrupted run.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made, with a CRS.
+        The result of :func:`xr_anysat.embed`, with a CRS.
     path : str or path
-        A file ``.tif`` or ``.tiff`` that is not there yet. It appears when it is whole.
+        A new file ``.tif`` or ``.tiff``. It appears when it is complete.
     bands : sequence of int, optional
-        Channels to write, in this order, from 0; default all of them.
+        Channels to write, in this order, from 0; all by default.
 
     Returns
     -------
     Path
-        `path`. float32, nodata NaN; each band is described by the number of its channel, and the
-        attrs are tags of the file. Overviews are means of the valid cells, as ``pool="mean"`` has them.
+        `path`. The file has float32 values and nodata NaN. The description of a band is the number of its
+        channel, and the attrs are tags of the file. Overviews are means of the valid cells, as with
+        ``pool="mean"``.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     OptionError
         If `bands` or `path` is impossible.
     WriteError
-        If the file is there already or cannot be written.
+        If the file exists or cannot be written.
     AnySatError
         If rasterio is not installed.
 
@@ -91,7 +91,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     target = _target(path)
     rasterio = import_optional("rasterio", "to_cog", "'rasterio>=1.4'")
     chosen = emb if bands is None else emb.isel(D=channels)
-    # recorded, or a store of other channels would be taken for this one's
+    # recorded, so that a store of other channels is not resumed
     cube = chosen.astype(np.float32, copy=False).assign_attrs(channels=channels)
     cube.encoding = chosen.encoding
     blocks = target.with_name(f"{target.name}.blocks")
@@ -120,7 +120,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
 
 
 def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], path: Path) -> None:
-    """A plain GeoTIFF of a cube in memory or in a store, with overviews."""
+    """Write a plain GeoTIFF of a cube in memory or in a store, with overviews."""
     import rasterio
     from rasterio.enums import Resampling
     from rasterio.windows import Window
@@ -137,7 +137,7 @@ def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], path: Path) 
         for row, col in product(range(0, height, WINDOW), range(0, width, WINDOW)):
             values = np.asarray(cube.data[:, row : row + WINDOW, col : col + WINDOW])
             file.write(values, window=Window(col, row, values.shape[2], values.shape[1]))
-    # until all of it fits in a tile
+    # until the raster fits into one tile
     levels = [2**k for k in range(1, ((max(height, width) - 1) // TILE).bit_length() + 1)]
     if levels:
         with rasterio.open(path, "r+") as file:
@@ -145,7 +145,7 @@ def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], path: Path) 
 
 
 def _optimize(plain: Path, path: Path) -> None:
-    """The same file with its parts in the order, and tiles of the size, that readers over a network want."""
+    """Write the same file with the order of parts and the size of tiles that suit readers over a network."""
     import rasterio
     from rasterio.shutil import copy
 
@@ -158,7 +158,7 @@ def _optimize(plain: Path, path: Path) -> None:
 
 
 def _compare(plain: Path, path: Path) -> None:
-    """Raise an OSError unless both files hold the same values: of a full disk GDAL says nothing at times."""
+    """Raise an OSError unless both files have the same values, because GDAL does not always report a full disk."""
     import rasterio
     from rasterio.windows import Window
 
@@ -171,11 +171,11 @@ def _compare(plain: Path, path: Path) -> None:
                 if not np.array_equal(
                     a.read(band, window=window), b.read(band, window=window), equal_nan=True
                 ):
-                    raise OSError(f"what was written of band {band} is not what can be read")
+                    raise OSError(f"band {band} reads differently from what was written")
 
 
 def _tiles(side: int, height: int, width: int) -> dict[str, Any]:
-    """Options of GDAL for tiles of `side` pixels, or of a small raster's size; a band on its own."""
+    """Return the options of GDAL for tiles of `side` pixels, at most the size of the raster, band by band."""
     high, wide = (min(side, -(-n // 16) * 16) for n in (height, width))  # multiples of 16 in a TIFF
     return {
         "tiled": True, "blockysize": high, "blockxsize": wide, "interleave": "band", "bigtiff": "if_safer",
@@ -183,23 +183,23 @@ def _tiles(side: int, height: int, width: int) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """An attribute as a tag: text as it is, all else as JSON."""
+    """Return an attribute as a tag: text unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
 
 
 def _channels(bands: Sequence[int] | None, depth: int) -> list[int]:
     if bands is None:
         return list(range(depth))
-    wanted = f"wanted channels from 0 to {depth - 1}, each once, as in bands=[0, 1, 2], or None for all"
+    expected = f"expected channels from 0 to {depth - 1}, each once, as in bands=[0, 1, 2], or None for all"
     if isinstance(bands, str) or not isinstance(bands, Sequence | np.ndarray) or len(bands) == 0:
-        raise OptionError(f"{bands=}: {wanted}")
+        raise OptionError(f"{bands=}: {expected}")
     for band in bands:
         if not is_whole_number(band, 0, depth - 1):
-            raise OptionError(f"{band!r} among bands=: {wanted}")
+            raise OptionError(f"{band!r} among bands=: {expected}")
     channels = [int(band) for band in bands]
     if len(set(channels)) < len(channels):
         twice = sorted({band for band in channels if channels.count(band) > 1})
-        raise OptionError(f"{twice} twice among bands=: {wanted}")
+        raise OptionError(f"{twice} twice among bands=: {expected}")
     return channels
 
 
@@ -216,16 +216,16 @@ def _geobox(emb: xr.DataArray) -> GeoBox:
 def _target(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if "://" in text or Path(text).suffix.lower() not in (".tif", ".tiff"):
-        raise OptionError(f"path={text!r}: wanted a file of this machine that ends in .tif or .tiff")
+        raise OptionError(f"path={text!r}: expected a file of this machine that ends in .tif or .tiff")
     target = Path(text).expanduser()
     if target.exists():
         raise WriteError(
-            f"{text!r} is there already, and is not overwritten: give another path, or delete it first, "
+            f"{text!r} exists and is not overwritten: give another path, or delete it first, "
             f"pathlib.Path({text!r}).unlink()"
         )
     if not target.parent.is_dir():
         raise WriteError(
-            f"there is no folder {str(target.parent)!r} to put {target.name!r} in: make it first, "
+            f"the folder {str(target.parent)!r} of {target.name!r} does not exist: create it first, "
             f"pathlib.Path({str(target.parent)!r}).mkdir(parents=True)"
         )
     return target

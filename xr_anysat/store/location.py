@@ -1,7 +1,6 @@
-"""Where a store is: a folder, a URL of any file system that fsspec knows, or a store object of zarr.
+"""Locations of stores: a folder, a URL of any file system of fsspec, or a store object of zarr.
 
-The few files that are not chunks of an array, and the names of all, are read and written here; zarr
-itself reads and writes chunks.
+This module lists files, and reads and writes the few that are not chunks of an array; zarr reads and writes chunks.
 """
 
 from __future__ import annotations
@@ -18,46 +17,46 @@ from xr_anysat.errors import OptionError, StoreError, WriteError
 from xr_anysat.shared.text import format_bytes
 
 DRAFT = ".partial"
-"""How zarr's LocalStore ends the name of a file that is not whole yet."""
+"""End of the name that zarr's LocalStore gives to an incomplete file."""
 
 
 @dataclass(frozen=True)
 class StoreLocation:
-    """Where a store is: small and picklable, for it is part of every task.
+    """The location of a store; small and picklable, because it is part of every task.
 
     Attributes
     ----------
     address : str or zarr Store
         Absolute path, URL, or a store object.
     storage_options : tuple of (str, object)
-        For the file system of a URL.
+        Options for the file system of a URL.
     """
 
     address: Any
     storage_options: tuple[tuple[str, Any], ...] = field(
         default=(), repr=False
-    )  # keys and secrets: not for logs
+    )  # no keys and secrets in logs
 
     def __str__(self) -> str:
         return repr(self.address) if isinstance(self.address, str) else str(self.address)
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether the location is a folder of this machine."""
         return isinstance(self.address, str) and "://" not in self.address
 
     @property
     def name(self) -> str:
-        """Last part of the path; empty for a store object."""
+        """The last part of the path; empty for a store object."""
         return self.address.rpartition("/")[2] if isinstance(self.address, str) else ""
 
     def root(self, *, read_only: bool = False) -> Any:
-        """The store of zarr.
+        """Return the store of zarr.
 
         Raises
         ------
         StoreError
-            If nobody knows how to reach the URL.
+            If no installed package opens the URL.
         """
         from zarr.storage import FsspecStore, LocalStore
 
@@ -66,18 +65,19 @@ class StoreLocation:
         if not isinstance(self.address, str):
             return _whole_files(self.address)
         try:
-            # a remembered listing does not know of what other threads and workers have written since: their
-            # blocks would be read as missing
+            # a cached listing lacks the blocks that other threads and workers wrote since, which would be missing
             options = {**dict(self.storage_options), "use_listings_cache": False}
             return FsspecStore.from_url(self.address, storage_options=options, read_only=read_only)
-        except (ImportError, ValueError) as error:  # the file system's package is missing, or nobody knows it
+        except (ImportError, ValueError) as error:  # the package is missing, or the protocol is unknown
             raise StoreError(
                 f"{self} cannot be opened: {error}. Install what fsspec needs for it (s3fs for s3://, gcsfs for "
-                "gs://, adlfs for abfs://), or hand in zarr.storage.ObjectStore(obstore.store.from_url(...))"
+                "gs://, adlfs for abfs://), or pass zarr.storage.ObjectStore(obstore.store.from_url(...))"
             ) from error
 
     def sibling(self) -> tuple[Any, str]:
-        """Where files beside this store go, and how their names begin; inside of a store object or a bucket.
+        """Return the store for files next to this one, and the beginning of their names.
+
+        A store object, or a bucket that is a store as a whole, contains these files itself.
 
         Examples
         --------
@@ -93,7 +93,7 @@ class StoreLocation:
 
 
 def _whole_files(store: Any) -> Any:
-    """Return a store that writes files whole or not at all: zarr's own of a folder does so since 3.1.3."""
+    """Return a store whose files appear only when complete; zarr's LocalStore does this since 3.1.3."""
     from zarr.storage import LocalStore, _local
 
     if type(store) is not LocalStore or hasattr(_local, "_atomic_write"):
@@ -104,12 +104,12 @@ def _whole_files(store: Any) -> Any:
 
 
 def parse_location(store: Any, storage_options: dict[str, Any] | None = None) -> StoreLocation:
-    """The target that a user named.
+    """Return the location that a user passed.
 
     Raises
     ------
     OptionError
-        If `store` is no place.
+        If `store` is no location.
 
     Examples
     --------
@@ -125,20 +125,22 @@ def parse_location(store: Any, storage_options: dict[str, Any] | None = None) ->
         address = os.fspath(store).removeprefix("file://").removeprefix("local://")
         address = address.rstrip("/") if "://" in address else str(Path(address).expanduser().absolute())
     else:
-        raise OptionError(f"{store=}: wanted a path, a URL or a store of zarr")
+        raise OptionError(f"{store=}: expected a path, a URL or a store of zarr")
     target = StoreLocation(address, options)
     if options and (target.is_folder or not isinstance(address, str)):
-        raise OptionError(f"storage_options={sorted(storage_options or {})} and {target}: they are for URLs")
+        raise OptionError(
+            f"storage_options={sorted(storage_options or {})} and {target}: these options are only for URLs"
+        )
     return target
 
 
 def read(root: Any, key: str) -> bytes | None:
-    """What a file of a store holds; None if it is not there.
+    """Return the content of a file of a store; None if it does not exist.
 
     Raises
     ------
     StoreError
-        If that cannot be told.
+        If the store cannot be read.
     """
     from zarr.core.buffer import default_buffer_prototype
 
@@ -146,13 +148,13 @@ def read(root: Any, key: str) -> bytes | None:
         value = _sync(root.get(key, default_buffer_prototype()))
     except (FileNotFoundError, NotADirectoryError):  # no folder, or no bucket
         return None
-    except Exception as error:  # of the file system, or of whichever library speaks to the server
+    except Exception as error:  # of the file system, or of the library that speaks to the server
         raise _read_error(root, error) from error
     return None if value is None else bytes(value.to_bytes())
 
 
 def write(root: Any, key: str, value: bytes, target: StoreLocation, *, replace: bool = True) -> None:
-    """Put a file into a store, whole or not at all; without `replace`, only if it is not there.
+    """Write a file of a store, completely or not at all; without `replace`, only if it does not exist.
 
     Raises
     ------
@@ -165,7 +167,7 @@ def write(root: Any, key: str, value: bytes, target: StoreLocation, *, replace: 
     try:
         try:
             _sync(root.set(key, buffer) if replace else _create(root, key, buffer))
-        except FileNotFoundError:  # another run may have finished just now, and cleared our draft away
+        except FileNotFoundError:  # another run may just have finished and deleted this draft
             _sync(root.set(key, buffer))
     except Exception as error:  # as above
         raise write_error(target, error) from error
@@ -200,23 +202,23 @@ def delete(root: Any, key: str, target: StoreLocation) -> None:
 
 
 async def _create(root: Any, key: str, buffer: Any) -> None:
-    """Put a file where there is none: of two writers one comes first, wherever the file system can tell them apart."""
+    """Write a file that does not exist; one of two writers is first, if the file system can distinguish them."""
     from zarr.storage import FsspecStore
 
     if await root.exists(key):
         return
     try:
-        if isinstance(root, FsspecStore):  # whose own way is to look, and then to write
+        if isinstance(root, FsspecStore):  # its own method checks first and then writes
             await root.fs._pipe_file(f"{root.path}/{key}", buffer.to_bytes(), mode="create")
         else:
             await root.set_if_not_exists(key, buffer)
-    except Exception:  # it came to be there; or there are no hard links, or no conditional writes
+    except Exception:  # the file exists now, or the file system has no conditional writes
         if not await root.exists(key):
             await root.set(key, buffer)
 
 
 def keys(root: Any, prefix: str) -> list[str]:
-    """Names of the files of a store that begin with `prefix`.
+    """Return the names of the files of a store that begin with `prefix`.
 
     Raises
     ------
@@ -231,7 +233,7 @@ def keys(root: Any, prefix: str) -> list[str]:
 
 
 def is_empty(root: Any) -> bool:
-    """Whether a store has no files, but for drafts that a killed writer may have left; lists no more than it must."""
+    """Return whether a store has no files except drafts of killed writers; lists only the first other file."""
 
     async def first() -> list[str]:
         async for key in root.list_prefix(""):
@@ -254,13 +256,13 @@ def _listed(root: Any, found: Callable[[], Coroutine[Any, Any, list[str]]]) -> l
 
 def _read_error(root: Any, error: Exception) -> StoreError:
     return StoreError(
-        f"{root} cannot be read: {_said(error)}. Look at the address, rights and credentials (storage_options= for "
-        "a URL)"
+        f"{root} cannot be read: {_summary(error)}. Check the address, rights and credentials (storage_options= "
+        "for a URL)"
     )
 
 
-def _said(error: Exception) -> str:
-    """What an error says, without what obstore adds for debugging."""
+def _summary(error: Exception) -> str:
+    """Return type and first line of an error, without what obstore adds for debugging."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
@@ -273,8 +275,8 @@ def write_error(target: StoreLocation, error: Exception) -> WriteError:
         else "Correct that, or give another path"
     )
     return WriteError(
-        f"{target} could not be written: {reason or _said(error)}. Finished blocks are kept. {remedy} and repeat the "
-        "call to resume"
+        f"{target} could not be written: {reason or _summary(error)}. Finished blocks are kept. {remedy} and repeat "
+        "the call to resume"
     )
 
 
@@ -293,12 +295,12 @@ def folder_problem(path: Path, error: Exception) -> str | None:
         free = format_bytes(shutil.disk_usage(last).free)
         return f"the disk or the quota of the folder {str(last)!r} is full ({free} free on the disk)"
     if missing is not None:
-        return f"{str(missing)!r} cannot be created in the folder {str(last)!r} ({_said(error)})"
+        return f"{str(missing)!r} cannot be created in the folder {str(last)!r} ({_summary(error)})"
     return None
 
 
 def _sync(awaited: Any) -> Any:
-    # zarr's stores are asynchronous, and live in the loop that zarr runs
+    # the stores of zarr are asynchronous and need the event loop of zarr
     from zarr.core.sync import sync
 
     return sync(awaited)

@@ -1,9 +1,8 @@
-"""What is written beside embeddings so that others can read them: Zarr conventions and STAC.
+"""STAC Items that describe stored embeddings and their model to catalogs.
 
-A store's group says what it holds by the conventions ``geoemb:``, ``proj:`` and ``spatial:`` of Zarr. A
-STAC Item says the same to catalogs, and links to an Item of the Machine Learning Model extension, which
-describes the model. All is read off the cube and the record in its attrs, and nothing else is said: two
-calls give the same, a cube without a CRS gets no place, and random weights no claim.
+The Item of an embedding cube links to an Item of the Machine Learning Model extension, which describes the model. Both
+are derived only from the cube and the record in its attrs, so equal cubes have equal Items. Without a CRS an Item has
+no geometry, and random weights are declared as such.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 
-# not the newest version, but the newest that pystac reads; nothing that came later is used here
+# the newest version that pystac reads
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
 
 PAPER = "https://arxiv.org/abs/2412.14123"
@@ -49,33 +48,34 @@ HUB = f"https://huggingface.co/{OFFICIAL.repo}"
 SENTINEL_2 = "https://sentiwiki.copernicus.eu/web/sentinel-2"
 
 FOOTPRINT_STEP = 5000.0
-"""Metres between a footprint's vertices: its edges, straight in degrees, so stay within a pixel of the true ones."""
+"""Distance between the vertices of a footprint, in meters. Its edges, which are straight in degrees, then deviate from
+the true ones by less than a pixel."""
 
 
 def stac_item(
     emb: xr.DataArray, *, item_id: str, href: str, media_type: str, codec: str | None
 ) -> dict[str, Any] | None:
-    """The STAC Item of a stored embedding cube.
+    """Return the STAC Item of a stored embedding cube.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        The result of :func:`xr_anysat.embed`.
     item_id : str
         ``id`` of the Item.
     href : str
-        Where the embeddings are, absolute or seen from the Item.
+        Location of the embeddings, absolute or relative to the Item.
     media_type : str
-        Of what is there, ``"application/vnd.zarr; version=3"``.
+        Media type of that location, ``"application/vnd.zarr; version=3"``.
     codec : {None, "float16", "int8"}
-        How they are stored.
+        Codec of the store.
 
     Returns
     -------
     dict or None
-        JSON. Its link ``derived_from`` leads to the Item of :func:`model_item`, which has to be put
-        beside it as ``<id>.json``. Without a CRS the geometry is null. None for a cube without the record
-        of :func:`xr_anysat.embed` in its attrs: an Item must have a time.
+        JSON. Its link ``derived_from`` points to the Item of :func:`model_item`, which must be in the same
+        folder as ``<id>.json``. Without a CRS the geometry is null. None for a cube without the record of
+        :func:`xr_anysat.embed` in its attrs, because an Item must have a time.
 
     Examples
     --------
@@ -100,12 +100,12 @@ def stac_item(
         "title": title_of(attrs),
         "description": (
             f"Sentinel-2 from {start.date()} to {end.date()} (exclusive), embedded by AnySat {attrs['model']} with "
-            f"{weights.said}. {emb.sizes['D']} channels a cell; {decoding} nothing observed."
+            f"{weights.description}. {emb.sizes['D']} channels per cell; {decoding} no observation."
         ),
         "datetime": None,
         "start_datetime": f"{start.isoformat()}Z",
-        "end_datetime": f"{(end - pd.Timedelta(seconds=1)).isoformat()}Z",  # inclusive in STAC
-        # a derived product says that a model made it, and which: best-practices.md of the extension mlm
+        "end_datetime": f"{(end - pd.Timedelta(seconds=1)).isoformat()}Z",  # STAC includes the end
+        # best-practices.md of the extension mlm: a derived product names its model
         "processing:level": "L4",
         "processing:expression": {"format": "stac-mlm", "expression": model},
         "processing:software": json.loads(attrs["versions"]),
@@ -150,18 +150,18 @@ def stac_item(
 
 
 def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
-    """The STAC Item, by the Machine Learning Model extension, of the model that made an embedding cube.
+    """Return the STAC Item, with the Machine Learning Model extension, of the model of an embedding cube.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made.
+        The result of :func:`xr_anysat.embed`.
 
     Returns
     -------
     dict or None
-        JSON, the same for all cubes of the same weights. ``mlm:pretrained`` is true of the published
-        weights, false of random ones, and left out for the user's own. None for a cube without a record.
+        JSON, the same for all cubes of the same weights. ``mlm:pretrained`` is true for the published
+        weights, false for random ones, and absent for the user's own. None for a cube without a record.
 
     Examples
     --------
@@ -173,8 +173,8 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
         return None
     size, weights = emb.attrs["model"], weights_facts(emb.attrs)
     bands = [{"name": band} for band in S2.bands]
-    model = {**weights.assets["model"], "bands": bands}  # STAC wants them there too, mlm among the properties
-    # what vectors serve without a head on top
+    model = {**weights.assets["model"], "bands": bands}  # STAC expects the bands here, mlm in the properties
+    # what vectors can be used for without a further model
     tasks = [] if weights.random else ["similarity-search"]
     frames = _tensor(batch=-1, time=-1, bands=len(S2.bands), height=-1, width=-1)
     grid = {"height": -1, "width": -1}
@@ -190,8 +190,8 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
         "geometry": None,
         "properties": {
             "title": weights.name,
-            "description": f"AnySat (Astruc, Gonthier, Mallet, Landrieu; CVPR 2025), with {weights.said}.",
-            # applicable at any time, as best-practices.md of the extension has it
+            "description": f"AnySat (Astruc, Gonthier, Mallet, Landrieu; CVPR 2025), with {weights.description}.",
+            # best-practices.md of the extension: a model that applies at any time
             "datetime": None,
             "start_datetime": "1900-01-01T00:00:00Z",
             "end_datetime": "9999-12-31T23:59:59Z",
@@ -221,25 +221,25 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What may be said of weights.
+    """Facts about weights for the Item that describes them.
 
     Attributes
     ----------
     id, name : str
-        Of the Item that describes them; the name of letters, digits, dots, hyphens and spaces, as mlm wants it.
-    said : str
-        What they are, in words.
+        Id and name of the Item. The extension mlm allows letters, digits, dots, hyphens and spaces in the name.
+    description : str
+        What the weights are, in words.
     url : str
-        The best reference there is.
+        Reference for the weights.
     assets, properties : dict
-        Of that Item.
+        Assets and properties of the Item.
     random : bool
-        Whether they carry no learned meaning.
+        Whether the weights are random, without learned meaning.
     """
 
     id: str
     name: str
-    said: str
+    description: str
     url: str = PAPER
     # without published weights, the architecture is the model
     assets: dict[str, Any] = field(
@@ -255,7 +255,7 @@ class _Weights:
 
 
 def weights_facts(attrs: dict[Any, Any]) -> _Weights:
-    """The weights of a record."""
+    """Return the facts about the weights of a record."""
     size, source, sha256 = attrs["model"], attrs["weights"], attrs["weights_sha256"]
 
     def item_id(kind: str) -> str:
@@ -271,45 +271,47 @@ def weights_facts(attrs: dict[Any, Any]) -> _Weights:
             "mlm:artifact_type": "torch.save",
         }  # fmt: skip
         if hashed:
-            asset["file:checksum"] = f"1220{sha256}"  # as a multihash: sha2-256, of 32 bytes
+            asset["file:checksum"] = f"1220{sha256}"  # a multihash: sha2-256, 32 bytes
         return _Weights(
             item_id(OFFICIAL.sha256_prefix), f"AnySat {size}", "the published weights", HUB,
             {"model": asset, "source_code": {"href": CODE, "type": "text/html", "roles": ["mlm:source_code", "code"]}},
             {"license": "MIT", "mlm:pretrained": True, "mlm:pretrained_source": "GeoPlex"},
         )  # fmt: skip
     if parsed.kind == "random":
-        said = f"random weights (seed {parsed.value}), which carry no learned meaning"
+        description = f"random weights (seed {parsed.value}), which carry no learned meaning"
         training = {"mlm:pretrained": False, "mlm:pretrained_source": None}
         name = f"AnySat {size} with random weights of seed {parsed.value}"
-        return _Weights(item_id(f"random-{parsed.value}"), name, said, properties=training, random=True)
-    if parsed.kind == "module":
-        said = "the weights of a module of the user's, which are not recorded"
         return _Weights(
-            item_id(f"module-{parsed.value[:8]}"), f"AnySat {size} with the weights of a module", said
+            item_id(f"random-{parsed.value}"), name, description, properties=training, random=True
         )
-    said = f"weights of the user's own, of sha256 {sha256}"
-    return _Weights(item_id(sha256[:8]), f"AnySat {size} with own weights {sha256[:8]}", said)
+    if parsed.kind == "module":
+        description = "the weights of a module of the user, which are not recorded"
+        return _Weights(
+            item_id(f"module-{parsed.value[:8]}"), f"AnySat {size} with the weights of a module", description
+        )
+    description = f"the user's own weights, sha256 {sha256}"
+    return _Weights(item_id(sha256[:8]), f"AnySat {size} with own weights {sha256[:8]}", description)
 
 
 def title_of(attrs: dict[Any, Any]) -> str:
-    """Title of an embedding for catalogs."""
+    """Return the title of an embedding for catalogs."""
     return f"AnySat {attrs['output']} embeddings"
 
 
 def cell_pixels(attrs: dict[Any, Any]) -> int:
-    """Pixels on the side of a cell."""
+    """Return the side of a cell in pixels."""
     return cell_side(
         attrs["output"], side=int(attrs["patch_size_m"] // S2.pixel_size), tile=int(attrs["tile"])
     )
 
 
 def pixel_meters(attrs: dict[Any, Any], geobox: GeoBox) -> float:
-    """Metres on the side of a pixel that the model saw: 10, or what ``resize=`` made of it."""
+    """Return the side in meters of a pixel that the model saw: 10, unless ``resize=`` changed it."""
     return abs(float(geobox.resolution.x)) / cell_pixels(attrs)
 
 
 def source_uris(attrs: dict[Any, Any]) -> list[str]:
-    """URIs of what was embedded: the collections of the catalog, or the mission."""
+    """Return URIs of the data that were embedded: the collections of the catalog, or the mission."""
     url = json.loads(attrs.get("source", "{}")).get("catalog", "")
     if "://" not in url:
         return [SENTINEL_2]
@@ -318,15 +320,15 @@ def source_uris(attrs: dict[Any, Any]) -> list[str]:
 
 
 def crs_members(geobox: GeoBox) -> dict[str, str]:
-    """The CRS in words that stand by themselves, and its code if it has one."""
-    assert geobox.crs is not None  # or it had not been asked for
+    """Return the CRS as WKT2, and its code if it has one."""
+    assert geobox.crs is not None  # the callers check it
     code = crs_code(geobox.crs)
     named = {} if code is None else {"proj:code": code}
     return {**named, "proj:wkt2": geobox.crs.to_wkt()}
 
 
 def grid_members(geobox: GeoBox) -> dict[str, list[float]]:
-    """Members that ``spatial:`` of Zarr and ``proj:`` of STAC have alike."""
+    """Return the members that ``spatial:`` of Zarr and ``proj:`` of STAC share."""
     return {
         "transform": [float(v) for v in geobox.transform[:6]],
         "shape": [int(n) for n in geobox.shape],
@@ -335,10 +337,10 @@ def grid_members(geobox: GeoBox) -> dict[str, list[float]]:
 
 
 def _footprint(geobox: GeoBox) -> tuple[dict[str, Any], list[float]]:
-    """Geometry and bbox in longitude and latitude, cut at the antimeridian as RFC 7946 has it."""
+    """Return geometry and bbox in longitude and latitude, cut at the antimeridian as RFC 7946 demands."""
     outline = geobox.extent.to_crs("EPSG:4326", resolution=FOOTPRINT_STEP, wrapdateline=True).geom
     edges = [part.exterior for part in getattr(outline, "geoms", [outline])]
-    # counterclockwise; to 1 cm, since digits beyond depend on the version of PROJ
+    # counterclockwise; rounded to 1 cm, because further digits depend on the version of PROJ
     rings = [
         [[round(x, 7), round(y, 7)] for x, y in edge.coords[:: 1 if edge.is_ccw else -1]] for edge in edges
     ]
@@ -353,5 +355,5 @@ def _footprint(geobox: GeoBox) -> tuple[dict[str, Any], list[float]]:
 
 
 def _tensor(**sides: int) -> dict[str, Any]:
-    """Sides of a tensor by name, in their order; -1 is any."""
+    """Return the description of a tensor: its sides by name, in order; -1 is any size."""
     return {"shape": list(sides.values()), "dim_order": list(sides), "data_type": "float32"}

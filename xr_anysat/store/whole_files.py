@@ -1,6 +1,6 @@
-"""A folder as a store for zarr before 3.1.3, whose own store writes in place.
+"""A store of zarr for folders, for zarr before 3.1.3.
 
-Half a block that a killed run leaves would look finished.
+The LocalStore of these versions writes in place, so an incomplete block of a killed run would look finished.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from zarr.storage import LocalStore
 
 
 class WholeFileStore(LocalStore):
-    """Writes a file under another name first, as zarr does since 3.1.3."""
+    """Write each file under another name first, as zarr does since 3.1.3."""
 
     async def set(self, key: str, value: Any) -> None:
-        """Write a file, in place of an older one."""
+        """Write a file, or replace it."""
         await self._put(key, value, lambda draft, path: draft.replace(path))
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
-        """Write a file where there is none."""
+        """Write a file that does not exist."""
         with contextlib.suppress(FileExistsError):
             await self._put(key, value, lambda draft, path: path.hardlink_to(draft))
 

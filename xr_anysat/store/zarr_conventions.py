@@ -21,8 +21,8 @@ from xr_anysat.store.stac_items import (
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-# Entries of `zarr_conventions`, word for word as each convention's JSON schema wants them: geoemb: in its
-# tag v1 (geo-embeddings/embeddings-zarr-convention), the others in their tags v0.1 (zarr-conventions).
+# Entries of `zarr_conventions`, literally as the JSON schema of each convention demands: geoemb: at its tag v1
+# (geo-embeddings/embeddings-zarr-convention), the others at their tags v0.1 (zarr-conventions).
 GEOEMB = {
     "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
     "schema_url": (
@@ -53,23 +53,23 @@ SPATIAL = {
 def group_attributes(
     emb: xr.DataArray, *, data_type: str, quantization: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Attributes of the Zarr group that holds an embedding cube.
+    """Return the attributes of the Zarr group of an embedding cube.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
         The cube on the grid of the arrays in the store.
     data_type : str
-        Of the stored values: ``"float32"``, ``"float16"`` or ``"int8"``.
+        Data type of the stored values: ``"float32"``, ``"float16"`` or ``"int8"``.
     quantization : dict, optional
-        How values became codes, as in :class:`xr_anysat.store.codecs.Codec`; None where they are stored as they are.
+        As in :class:`xr_anysat.store.codecs.Codec`; None if values are stored unchanged.
 
     Returns
     -------
     dict
-        JSON. ``zarr_conventions`` declares what follows: ``geoemb:`` (and a title and a comment) for a
-        cube with the record of :func:`xr_anysat.embed` in its attrs, ``proj:`` for one with a CRS,
-        ``spatial:`` for one with coordinates.
+        JSON. ``zarr_conventions`` declares the conventions used: ``geoemb:`` (with a title and a comment) for
+        a cube with the record of :func:`xr_anysat.embed` in its attrs, ``proj:`` for a cube with a CRS,
+        ``spatial:`` for a cube with coordinates.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def group_attributes(
         declared.append(GEOEMB)
         attributes |= {
             "title": title_of(emb.attrs),
-            "comment": f"AnySat with {weights_facts(emb.attrs).said}.",
+            "comment": f"AnySat with {weights_facts(emb.attrs).description}.",
         }
         attributes |= _geoemb(emb, geobox, data_type, quantization)
     if geobox is not None and geobox.crs is not None:
