@@ -260,17 +260,17 @@ def test_small_types_neither_wrap_nor_overflow() -> None:
         (
             cube_of(np.ones((2, 3, 3)), output="patch", patch_size_m=40),
             CubeError,
-            r"windows of 4 pixels, a new one every 4, and cells of 4.*larger tile=",
+            r"windows of 4 pixels, one every 4, and cells of 4.*larger tile=",
         ),
         (
             cube_of(np.ones((2, 9, 9)), tile=8, overlap=7),
             CubeError,
-            r"windows of 8 pixels, a new one every 1, and cells of 1 .*smaller patch_size= or overlap=",
+            r"windows of 8 pixels, one every 1, and cells of 1 .*smaller patch_size= or overlap=",
         ),
         (
             cube_of(np.ones((2, 9, 9)), output="dense", patch_size_m=40),
             CubeError,
-            r"each edge between cells that may be compared is a border",
+            r"each edge between cells that can be compared is a border",
         ),
         (cube_of(np.ones((2, 3, 3)), anchor="grid"), CubeError, r"'y' coordinates are missing.*assign_coords"),
         (on_grid(np.ones((2, 9, 9)), 0, 0)[:, :, ::2], CubeError, r"'x' coordinates 5, 25, 45, ….*\+10 m.*isel"),

@@ -18,7 +18,7 @@ RECORD = ("output", "patch_size_m", "tile", "anchor")
 """Attributes that define where windows are; without the attribute ``overlap`` there is no overlap."""
 
 COARSE = 2
-"""Pixels on the side of those of 20 m, which B5, B6, B7, B8A, B11 and B12 have; both grids start at the CRS origin."""
+"""Side in pixels of 10 m of a pixel of 20 m (B5, B6, B7, B8A, B11 and B12). Both grids start at the CRS origin."""
 
 
 def seam_score(emb: xr.DataArray) -> xr.Dataset:
@@ -33,22 +33,23 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
 
     with rows and columns together: 1 if windows are invisible, larger if they are visible. NaN cells are ignored.
 
-    Like is compared with like. Six of the ten bands have pixels of 20 m, so whatever is seen through them steps more
-    at every other edge, and pixels' tokens in ``dense`` and ``local`` step where patches meet. Where all borders are
+    Only edges of the same kind are compared. Six of the ten bands have pixels of 20 m, so values step more at every
+    other edge, and the tokens of pixels in ``dense`` and ``local`` step at the edges of patches. If all borders are
     such edges, as with an even `tile`, only such edges count as inside.
 
-    With `overlap` the change from window to window is spread over what they share, and that lies inside. A score below
-    1 tells of that, not of fewer seams: look at ``step`` then, which is 1 in all phases where nothing shows.
+    With `overlap`, the change from window to window is spread over the cells that they share, which count as inside. A
+    score below 1 is a result of this and does not mean fewer seams. Use ``step`` in this case: it is 1 in all phases if
+    windows are invisible.
 
-    A lazy cube is computed, once, block by block; it is never in memory as a whole. Where it is to be kept
-    anyway, write it first and measure the store: ``xr_anysat.open(store).anysat.seam_score()``.
+    A lazy cube is computed once, block by block; it is never in memory as a whole. If you need the embedding later,
+    store it first and measure the store: ``xr_anysat.open(store).anysat.seam_score()``.
 
     Parameters
     ----------
     emb : DataArray, (D, y, x)
-        What :func:`xr_anysat.embed` made with ``output="patch"``, ``"dense"`` or ``"local"``, or a crop of it. With
-        the anchor ``"grid"``, its coordinates tell where on the lattice it lies. With ``"cube"`` nothing does,
-        so edges are counted from its first cell: crop by whole strides only, or not at all.
+        The result of :func:`xr_anysat.embed` with ``output="patch"``, ``"dense"`` or ``"local"``, or a crop of it.
+        With the anchor ``"grid"``, its coordinates define its position on the lattice. With ``"cube"``, edges are
+        counted from its first cell: crop by whole strides only, or not at all.
 
     Returns
     -------
@@ -92,7 +93,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     output, tile, overlap = emb.attrs["output"], int(emb.attrs["tile"]), int(emb.attrs.get("overlap", 0))
     if output == "tile":
         raise CubeError(
-            "output 'tile' has one cell per window, so there is nothing inside to compare borders with: embed with "
+            "output 'tile' has one cell per window, so windows have no edges inside: embed with "
             "output='patch', 'dense' or 'local'"
         )
     patch, stride = int(emb.attrs["patch_size_m"] / S2.pixel_size), tile - overlap
@@ -103,9 +104,9 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
     inside = (phases % math.lcm(*units) == 0) & ~border
     if not inside.any():
         raise CubeError(
-            f"windows of {tile} pixels, a new one every {stride}, and cells of {cell} ({output=}): each edge between "
-            "cells that may be compared is a border of some window, so there is nothing inside to compare with: embed "
-            "with a larger tile=, or a smaller patch_size= or overlap="
+            f"windows of {tile} pixels, one every {stride}, and cells of {cell} ({output=}): each edge between cells "
+            "that can be compared is a border of a window, so no edge inside remains: embed with a larger tile=, or a "
+            "smaller patch_size= or overlap="
         )
 
     axes = _axes(emb, cell)

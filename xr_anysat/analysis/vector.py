@@ -171,8 +171,8 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     OptionError
         If only one of them has a CRS, or geometries are of other `kinds` or cross themselves.
     """
-    there = given[~(given.isna() | given.is_empty)]
-    others = sorted(set(there.geom_type) - set(kinds))
+    valid = given[~(given.isna() | given.is_empty)]
+    others = sorted(set(valid.geom_type) - set(kinds))
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
         raise OptionError(f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}; {hint}")
@@ -184,24 +184,26 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
                 "emb.odc.assign_crs('EPSG:32632')"
             )
         raise OptionError(f"{what} have no CRS: set it, {what}.set_crs('EPSG:4326')")
-    if kinds == POLYGONS and not there.is_valid.all():
-        bad = list(there.index[~there.is_valid][:3])
+    if kinds == POLYGONS and not valid.is_valid.all():
+        bad = list(valid.index[~valid.is_valid][:3])
         raise OptionError(f"{what} cross themselves at index {bad}: repair them, {what}.make_valid()")
     return given if crs is None else given.to_crs(crs.proj)
 
 
 def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings at points, (n, D), NaN if there is none; and the status of each (ok, outside, invalid), (n,) str."""
+    """Return embeddings at points, (n, D), NaN if there is none, and their status (ok, outside, invalid), (n,) str."""
     rows, cols, inside = cells_at(emb, points, call)
     values = np.full((len(points), emb.sizes["D"]), np.nan, emb.dtype)
     values[inside] = vectors(emb, rows[inside], cols[inside])
-    there = observed(values.T)
-    values[~there] = np.nan
-    return values, np.select([~inside, ~there], ["outside", "invalid"], OK).astype(object)
+    seen = observed(values.T)
+    values[~seen] = np.nan
+    return values, np.select([~inside, ~seen], ["outside", "invalid"], OK).astype(object)
 
 
 def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
-    """Mean embedding (D,) float64 of the cells that contain points, or whose centers are in polygons; each counts once.
+    """Return the mean embedding (D,) float64 of the cells that contain points or whose centers are in polygons.
+
+    Each cell counts once.
 
     Raises
     ------
@@ -223,21 +225,21 @@ def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
                 f"to: {int((~inside).sum())} of {len(shapes)} points are outside the cube; {remedy}"
             )
         found = vectors(emb, *np.unique([rows, cols], axis=1)).astype(np.float64)
-        there = observed(found.T)
-        if not there.all():
+        seen = observed(found.T)
+        if not seen.all():
             raise OptionError(
-                f"to: nothing was observed at {int((~there).sum())} of {len(shapes)} points; {remedy}"
+                f"to: nothing was observed at {int((~seen).sum())} of {len(shapes)} points; {remedy}"
             )
         return found.sum(0) / len(found)
     shapes = in_crs_of(geobox, shapes, POLYGONS, "to")
     sums, cells, valid = zone_sums(emb, geobox, [shapes.union_all()])
     if not valid[0]:
-        seen = (
+        reason = (
             f"nothing was observed in its {cells[0]} cells"
             if cells[0]
             else "it contains no cell center of the cube"
         )
-        raise OptionError(f"to: {seen}; {remedy}")
+        raise OptionError(f"to: {reason}; {remedy}")
     return sums[0] / valid[0]
 
 

@@ -2,7 +2,7 @@
 
 Pixels are numbered from the anchor: the CRS origin (rows increase southward, columns eastward) or the
 corner of the cube. Patches and windows start at multiples of their side in that numbering, so the same
-ground is in the same patch and window whatever area is requested.
+ground is in the same patch and window for every requested area.
 """
 
 from __future__ import annotations

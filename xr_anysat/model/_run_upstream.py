@@ -1,10 +1,10 @@
-"""Run upstream's hub module on stored inputs, in a process of its own.
+"""Run upstream's hub module on stored inputs, in a separate process.
 
-Upstream's ``hubconf.py`` puts its folders on ``sys.path`` and takes names like ``models`` and ``src``
-in ``sys.modules``, so it never runs in the user's process. This file imports nothing of xr_anysat and
-is run by path: ``python -P _run_upstream.py REPO local|github SIZE FOLDER``. The folder holds
-``weights.safetensors`` and ``cases.npz`` (``<i>.s2``, ``<i>.dates``, ``<i>.patch_size``); what comes out is
-written beside them as ``outputs.npz`` (``<i>.<output>``).
+Upstream's ``hubconf.py`` changes ``sys.path`` and uses names such as ``models`` and ``src`` in ``sys.modules``, so it
+never runs in the user's process. This file imports nothing of xr_anysat and is run by path:
+``python -P _run_upstream.py REPO local|github SIZE FOLDER``. The folder contains ``weights.safetensors`` and
+``cases.npz`` (``<i>.s2``, ``<i>.dates``, ``<i>.patch_size``); the results are written there as ``outputs.npz``
+(``<i>.<output>``).
 """
 
 import sys
@@ -32,14 +32,14 @@ def main(repo: str, source: str, size: str, folder: Path) -> int:
             model_size=size,
         )
     except (urllib.error.URLError, ConnectionError, TimeoutError, RuntimeError) as error:
-        # torch.hub makes a RuntimeError of the URLError of its first request
+        # torch.hub converts the URLError of its first request to a RuntimeError
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         if isinstance(error, RuntimeError) and not isinstance(cause, urllib.error.URLError):
             raise
         print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
         return UNREACHABLE
     hub_module.model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
-    hub_module.eval()  # it is born in train mode, with dropout
+    hub_module.eval()  # it starts in training mode, with dropout
     outputs = {}
     with np.load(folder / "cases.npz") as cases, torch.inference_mode():
         for i in sorted({name.partition(".")[0] for name in cases.files}):

@@ -3,7 +3,7 @@
 Statistics of a whole cube are computed before its first embedding. If both used the same tasks, dask would keep
 every frame in memory in between: `read_again` returns the cube under other keys.
 
-Chunks seldom end where blocks end. The part of a chunk that the next block needs stays in memory until that block
+Chunks rarely end where blocks end. The part of a chunk that the next block needs stays in memory until that block
 is computed. This is little if chunks are read in the order of the blocks. Dask's own order completes all blocks
 within one chunk first, wherever they are, and then keeps most of the cube: `in_turn` sets the order.
 """
@@ -105,6 +105,10 @@ class Companion:
     The graph of a persisted cube has no task of that array anymore, but the cube still has its companion. As soon
     as this process has computed the array (see `settle`), the companion keeps its values and releases the graph.
     When pickled it keeps neither, because a graph may be large, and the cube brings its own.
+
+    A companion has these limits. Operations that drop the ``encoding`` of a cube, such as arithmetic and concatenation,
+    drop its companion, too. If a cluster computed the array, its values are not in this process, which then computes it
+    again. A persisted cube that was unpickled in another process has no values, and `compute` returns None.
 
     Attributes
     ----------

@@ -39,7 +39,7 @@ class Masking:
 
     mask: Mask
     classes: tuple[int, ...]
-    metres: float
+    meters: float
     extra: tuple[str, ...]
 
     @property
@@ -52,10 +52,10 @@ class Masking:
     @property
     def reach(self) -> int:
         """Pixels by which the mask grows."""
-        return int(self.metres // S2.pixel_size)
+        return int(self.meters // S2.pixel_size)
 
     def grow(self, left_out: np.ndarray) -> np.ndarray:
-        """Grow a mask (y, x) by `metres`, and crop the margin of `reach` pixels."""
+        """Grow a mask (y, x) by `meters`, and crop the margin of `reach` pixels."""
         if self.reach == 0:
             return left_out
         inside = (slice(self.reach, -self.reach),) * 2
@@ -63,7 +63,7 @@ class Masking:
             return left_out[inside]
         from scipy.ndimage import distance_transform_edt
 
-        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * S2.pixel_size <= self.metres + 1e-6
+        grown: np.ndarray = distance_transform_edt(~left_out)[inside] * S2.pixel_size <= self.meters + 1e-6
         return grown
 
 
@@ -150,8 +150,8 @@ class ItemReader:
         if offset:
             np.maximum(bands - offset, np.float32(0), out=bands)
         elif scl is not None:
-            # If the offset was removed before, zero can be dark ground, which the scene classification
-            # tells from no data. With the offset still in, zero always means no data.
+            # If the offset was removed before, zero can be dark ground; the scene classification distinguishes it from
+            # no data. If the offset is still present, zero always means no data.
             np.copyto(bands, np.float32(0), where=np.isnan(bands) & (scl != 0))
         return bands
 

@@ -176,7 +176,7 @@ def open_s2(
         "harmonize": str(harmonize),
         "mask": masking.name,
         "scl_invalid": " ".join(map(str, masking.classes)) if mask == "scl" else "",
-        "dilate_m": masking.metres,
+        "dilate_m": masking.meters,
         "max_cloud": "any" if max_cloud is None else float(max_cloud),
         "on_error": on_error,
     }
