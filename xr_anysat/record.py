@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,13 +12,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.cube.compositing import SOURCE_ATTRS
+from xr_anysat.cube.compositing import FRAMES_RULES, PERIOD_RULE, SOURCE_ATTRS, items_record
 from xr_anysat.errors import CubeError, CubeTypeError
 from xr_anysat.model.checkpoint import OFFICIAL
-from xr_anysat.model.source import WeightsSource
-from xr_anysat.model.weights import EncoderSpec, device_of, loaded_sha256
+from xr_anysat.model.source import MAX_SEED, WeightsSource
+from xr_anysat.model.spec import OUTPUTS, SIZES
+from xr_anysat.model.weights import PRECISIONS, EncoderSpec, device_of, loaded_sha256
 from xr_anysat.shared.sensor import S2
-from xr_anysat.shared.values import is_whole_number
+from xr_anysat.shared.serialization import (
+    DATE,
+    OBJECT,
+    TEXT,
+    Rule,
+    first_violation,
+    list_of,
+    one_of,
+    optional,
+    parse_json,
+    read_value,
+    whole,
+)
+from xr_anysat.shared.values import is_number, is_whole_number
 
 RECORD_VERSION = 1
 """Version of the schema below. Records without a version are of version 0, which had the same fields.
@@ -25,6 +40,22 @@ RECORD_VERSION = 1
 A record of a newer version may have fields that this version does not know. They count as different from a record
 that lacks them or has another value, because only the newer version knows their defaults.
 """
+
+
+ANY = Rule("any value", lambda v: True)
+
+MAX_PIXELS = 1 << 20
+"""Largest side of a window or patch in a record, in pixels or meters."""
+
+
+def _is_source(text: Any) -> bool:
+    """Return whether `text` is the text of a `WeightsSource`."""
+    if not TEXT.holds(text) or not text or "\0" in text:
+        return False
+    source = WeightsSource.parse(text)
+    if source.kind == "random":
+        return source.value.isascii() and source.value.isdecimal() and int(source.value) <= MAX_SEED
+    return source.kind != "module" or (source.value.isascii() and source.value.isalnum())
 
 
 @dataclass(frozen=True)
@@ -46,6 +77,8 @@ class Field:
     of_frames : bool
         Whether the record of frames, attribute ``frames``, holds it, too. That one is then compared, since frames
         may have been composed before `embed`.
+    rule : Rule
+        What its value in a record that was read must be.
     """
 
     default: Any
@@ -54,33 +87,137 @@ class Field:
     vectors: bool = True
     attribute: str | None = None
     of_frames: bool = False
+    rule: Rule = ANY
 
+
+_WEIGHTS = Rule("'official', 'random:<seed>', 'module:<token>' or a path", _is_source)
+
+_NORM = Rule("the name of a normalization, or its statistics", lambda v: TEXT.holds(v) or isinstance(v, dict))
+
+_METERS = Rule(
+    f"a multiple of {S2.pixel_size:g}", lambda v: is_whole_number(v, 1, MAX_PIXELS) and v % S2.pixel_size == 0
+)
+
+_OUTPUT = one_of(*(name for name in OUTPUTS if name != "all"))
 
 FIELDS: dict[str, Field] = {
-    "frames": Field(8, of_frames=True),
+    "frames": Field(8, of_frames=True, rule=FRAMES_RULES["frames"]),
     "period": Field(None, vectors=False),
-    "reduce": Field("median", of_frames=True),
-    "empty": Field("drop", of_frames=True),
-    "doy": Field("midpoint", of_frames=True),
-    "doy_base": Field(0, attribute="doy_base", of_frames=True),
+    "reduce": Field("median", of_frames=True, rule=FRAMES_RULES["reduce"]),
+    "empty": Field("drop", of_frames=True, rule=FRAMES_RULES["empty"]),
+    "doy": Field("midpoint", of_frames=True, rule=FRAMES_RULES["doy"]),
+    "doy_base": Field(0, attribute="doy_base", of_frames=True, rule=FRAMES_RULES["doy_base"]),
     "bands": Field(None, vectors=False),
     "nodata": Field(None, vectors=False),
-    "fill_value": Field(None, of_frames=True),
-    "norm": Field("per_tile_zscore", vectors=False, attribute="norm"),  # vectors: its statistics are compared
-    "patch_size": Field(10, attribute="patch_size_m"),
-    "tile": Field(24, attribute="tile"),
-    "overlap": Field(0, attribute="overlap"),
-    "anchor": Field("auto", vectors=False, attribute="anchor"),
-    "resize": Field(None),
-    "output": Field("patch", attribute="output"),
-    "pool": Field(None, vectors=False, attribute="pool"),
-    "model": Field("base", vectors=False, attribute="model"),  # vectors: compared below, from the attribute
-    "weights": Field(None, results=False, vectors=False, attribute="weights"),  # identified by their hash
-    "device": Field("auto", results=False, vectors=False, attribute="device"),
-    "precision": Field("float32", attribute="precision"),
-    "batch": Field(None, results=False, vectors=False),
+    "fill_value": Field(None, of_frames=True, rule=FRAMES_RULES["fill_value"]),
+    "norm": Field(
+        "per_tile_zscore", vectors=False, attribute="norm", rule=_NORM
+    ),  # its statistics are compared
+    "patch_size": Field(10, attribute="patch_size_m", rule=_METERS),
+    "tile": Field(24, attribute="tile", rule=whole(1, MAX_PIXELS)),
+    "overlap": Field(0, attribute="overlap", rule=whole(0, MAX_PIXELS)),
+    "anchor": Field("auto", vectors=False, attribute="anchor", rule=TEXT),
+    "resize": Field(None, rule=optional(whole(1, MAX_PIXELS), or_none=True)),
+    "output": Field("patch", attribute="output", rule=_OUTPUT),
+    "pool": Field(None, vectors=False, attribute="pool", rule=optional(TEXT, or_none=True)),
+    "model": Field(
+        "base", vectors=False, attribute="model", rule=one_of(*SIZES)
+    ),  # compared from the attribute
+    "weights": Field(
+        None, results=False, vectors=False, attribute="weights", rule=_WEIGHTS
+    ),  # identified by their hash
+    "device": Field("auto", results=False, vectors=False, attribute="device", rule=TEXT),
+    "precision": Field("float32", attribute="precision", rule=one_of(*PRECISIONS)),
+    "batch": Field(None, results=False, vectors=False, rule=optional(whole(1), or_none=True)),
 }
 """Every option of `embed`, in the order of its signature. A new option is a new entry, with its version."""
+
+_FLOAT = Rule(
+    "a number", lambda v: is_number(v) or (isinstance(v, float) and v != v) or v == "NaN"
+)  # zarr 3.0: "NaN"
+
+_TEXTS = Rule("a JSON object of texts", lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())))
+
+_SHA256 = Rule(
+    "a sha256 of 64 hexadecimal digits",
+    lambda v: v == NOT_LOADED or (isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None),
+)
+
+ATTRIBUTES: dict[str, Rule] = {
+    **{each.attribute: each.rule for each in FIELDS.values() if each.attribute is not None},
+    "weights_sha256": _SHA256,
+    "n_frames": whole(1),
+    "doy0_values": list_of(whole(0, 366)),
+    "frame_dates": list_of(DATE),
+    "temporal_window": PERIOD_RULE,
+    "grid_hw": list_of(whole(1), 2),
+    "grid_shape": list_of(whole(1), 3),
+    "norm_bands": list_of(TEXT),
+    "norm_mean": list_of(_FLOAT, len(S2.bands)),
+    "norm_std": list_of(_FLOAT, len(S2.bands)),
+    "versions": _TEXTS,
+    "frames": OBJECT,
+    "config": OBJECT,
+    "source": OBJECT,
+}
+"""The rules of the attributes that `embed` writes."""
+
+_JSON_TEXT = Rule("JSON text", lambda v: isinstance(v, str))
+
+_JSON: dict[str, dict[str, Rule]] = {
+    "versions": {},
+    "frames": {name: optional(rule) for name, rule in FRAMES_RULES.items()},
+    "config": {name: optional(each.rule) for name, each in FIELDS.items()},
+    "source": {"catalog": optional(TEXT), "items": optional(ANY)},
+}
+"""The attributes whose text is JSON, and the rules of its entries."""
+
+
+def read_record(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the record of :func:`xr_anysat.embed` in the attributes of a cube, checked and in plain types.
+
+    The attributes may have been read from any file: JSON is parsed, and what Zarr and NetCDF make of lists and numbers
+    is undone. Attributes that are not part of the record are left out.
+
+    Parameters
+    ----------
+    attrs : Mapping
+        Attributes of an embedding.
+
+    Returns
+    -------
+    dict
+        Values by name. Entries that `attrs` lack are missing.
+
+    Raises
+    ------
+    CubeError
+        If a value is not one that `embed` writes. The message names the attribute, what was seen and what was expected.
+    """
+    record: dict[str, Any] = {}
+    problem = None
+    for name, rule in ATTRIBUTES.items():
+        if name not in attrs or problem is not None:
+            continue
+        try:
+            value = parse_json(read_value(attrs[name], _JSON_TEXT)) if name in _JSON else attrs[name]
+        except ValueError as error:
+            problem = f"{name!r}: {error}"
+            continue
+        record[name] = read_value(value, rule)
+        problem = first_violation({name: record[name]}, {name: rule})
+        if problem is None and name in _JSON:
+            inner = first_violation(record[name], _JSON[name])
+            problem = None if inner is None else f"{inner}, in the JSON of {name!r}"
+    if problem is not None:
+        raise CubeError(
+            f"the record of the embedding is damaged: {problem}. Restore the attributes of the original, "
+            f"emb.assign_attrs(original.attrs), or drop them, emb.attrs.clear(){upgrade_hint(attrs)}"
+        )
+    if "items" in record.get("source", {}):
+        record["source"]["items"] = items_record(record["source"]["items"])
+    return record
+
 
 FRAMES_DESCRIPTION = {"acquisitions", "outside_period", "dates", "dates_outside", "empty_bins"}
 """Entries of the record of frames that are not options: the acquisitions that were used."""
@@ -108,10 +245,9 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
     """
     if "config" not in emb.attrs:
         return {}
-    attrs = emb.attrs
-    nested = parse_nested(attrs)
+    attrs = read_record(emb.attrs)
     record = {"model": attrs.get("model"), "weights": weights_identity(attrs)}
-    if "norm_mean" in attrs:
+    if {"norm_mean", "norm_std"} <= attrs.keys():
         record["statistics"] = [[float(v) for v in attrs[k]] for k in ("norm_mean", "norm_std")]
     else:
         norm = attrs.get("norm")
@@ -119,15 +255,16 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
     for name, each in FIELDS.items():
         if each.vectors:
             place = "frames" if each.of_frames else "config"
-            record[name] = _value(nested.get(place, {}), f"attrs.{place}", name)
-    if _is_newer(attrs):
-        unknown = {**nested["config"], **nested.get("frames", {})}
+            record[name] = _value(attrs.get(place, {}), f"attrs.{place}", name)
+    if _is_newer(emb.attrs):
+        unknown = {**attrs["config"], **attrs.get("frames", {})}
         record |= {k: v for k, v in unknown.items() if k not in FIELDS and k not in FRAMES_DESCRIPTION}
     return record
 
 
 def _is_newer(attrs: Mapping[Any, Any]) -> bool:
-    return is_whole_number(attrs.get("record_version"), RECORD_VERSION + 1)
+    newer = whole(RECORD_VERSION + 1)
+    return newer.holds(read_value(attrs.get("record_version"), newer))
 
 
 def upgrade_hint(attrs: Mapping[Any, Any]) -> str:
@@ -212,7 +349,14 @@ def encoder_spec_of(emb: xr.DataArray) -> EncoderSpec:
             f"prepare(client, DataArray): its attrs {sorted(map(str, emb.attrs))} have no record of an encoder. "
             "Expected the embedding to compute, as embed() returns it"
         )
-    config, sha256 = json.loads(emb.attrs["config"]), emb.attrs["weights_sha256"]
+    record = read_record(emb.attrs)
+    config, sha256 = record["config"], record.get("weights_sha256")
+    missing = {"model", "weights", "device", "precision"} - config.keys()
+    if missing or sha256 is None:
+        raise CubeError(
+            f"the record of the embedding lacks {', '.join(sorted(missing) or ['weights_sha256'])}: expected the "
+            "attributes that embed() writes, emb.assign_attrs(original.attrs)"
+        )
     return EncoderSpec(
         config["model"],
         WeightsSource.parse(config["weights"]),
@@ -298,7 +442,7 @@ def weights_identity(attrs: dict[Any, Any]) -> str | None:
     source, sha256 = WeightsSource.parse(str(attrs.get("weights"))), attrs.get("weights_sha256")
     if source.kind == "official" or OFFICIAL.has(str(sha256)):
         return "official"
-    return str(source) if source.kind == "module" else sha256
+    return str(source) if source.kind == "module" else None if sha256 is None else str(sha256)
 
 
 def parse_nested(attrs: dict[Any, Any]) -> dict[str, Any]:
@@ -306,7 +450,7 @@ def parse_nested(attrs: dict[Any, Any]) -> dict[str, Any]:
     nested = {}
     for key, value in attrs.items():
         try:
-            parsed = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+            parsed = parse_json(value) if isinstance(value, str) and value.startswith("{") else value
         except ValueError:
             parsed = value
         nested[str(key)] = parsed

@@ -383,7 +383,7 @@ def test_options_of_numpy_and_of_the_record() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"n": 0}, r"frames=0: expected a positive whole number, or None"),
+        ({"n": 0}, r"frames=0: expected a positive whole number, up to 10000, or None"),
         ({"n": -3}, "frames=-3"),
         ({"n": 2.5}, "frames=2.5"),
         ({"n": True}, "frames=True"),

@@ -293,7 +293,7 @@ ROWS = [
     ),
     # frames and period
     *(
-        option("frames", v, "frames=.*: expected a positive whole number, or None")
+        option("frames", v, "frames=.*: expected a positive whole number, up to 10000, or None")
         for v in (0, -8, 2.5, True, "8")
     ),
     option("frames", 9999, "a period of 365 days .*cannot be cut into 9999 frames.*fewer frames"),

@@ -13,7 +13,8 @@ import xarray as xr
 from support.cubes import small_cube
 
 import xr_anysat
-from xr_anysat import AnySatError, Clusters, OptionError, PCAModel, Statistics
+from xr_anysat import AnySatError, Clusters, CubeError, OptionError, PCAModel, Statistics
+from xr_anysat.cube.timeline import timeline
 from xr_anysat.shared.text import safe_name
 
 OUTSIDE = "/../../../victim_home/.config/important"
@@ -40,8 +41,9 @@ def files(folder: Path) -> dict[str, bytes]:
         {"weights": f"random:{OUTSIDE}"},
         {"weights": f"module:{OUTSIDE}"},
         {"weights": "/somewhere/own.pth", "weights_sha256": "/../../x"},
+        {"model": f"tiny{OUTSIDE}"},
     ],
-    ids=["seed", "module", "hash"],
+    ids=["seed", "module", "hash", "size"],
 )
 def test_a_record_names_no_file_outside_of_the_target(attrs: dict[str, str], tmp_path: Path) -> None:
     """The Item of the model is named by the record, which may come from a stranger's store."""
@@ -175,3 +177,160 @@ def test_statistics_take_no_text_and_no_huge_numbers() -> None:
             Statistics(values, TEN)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="count='3': expected a whole number"):
         Statistics(TEN, TEN, "3")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- records in attributes
+
+
+def exported(emb: xr.DataArray, folder: Path) -> None:
+    xr_anysat.to_zarr(emb, folder / "area.zarr")
+
+
+def compared(emb: xr.DataArray, folder: Path) -> None:
+    xr_anysat.change(emb, emb)
+
+
+@pytest.mark.parametrize("call", [exported, compared])
+@pytest.mark.parametrize(
+    ("attrs", "says"),
+    [
+        ({"model": "huge"}, "'model' is 'huge': expected one of 'tiny', 'small', 'base'"),
+        ({"model": 3}, "'model' is 3"),
+        ({"weights": f"random:{OUTSIDE}"}, "'weights' is 'random:/.*expected 'official', 'random:<seed>'"),
+        ({"weights": "random:" + "9" * 30}, "'weights' is"),
+        ({"weights": "module:../../x"}, "'weights' is"),
+        ({"weights": ""}, "'weights' is ''"),
+        ({"weights": "a\0b"}, "'weights' is"),
+        ({"weights": ["a", "b"]}, "'weights' is"),
+        ({"weights_sha256": "/../../x"}, "'weights_sha256' is .*expected a sha256"),
+        ({"output": "all"}, "'output' is 'all': expected one of"),
+        ({"patch_size_m": 0}, "'patch_size_m' is 0: expected a multiple of 10"),
+        ({"patch_size_m": 15}, "'patch_size_m' is 15"),
+        ({"tile": -24}, "'tile' is -24: expected a whole number from 1"),
+        ({"tile": "T32TNS"}, "'tile' is"),
+        ({"overlap": 1.5}, "'overlap' is 1.5"),
+        ({"temporal_window": "2022-01-01"}, "'temporal_window' is .*expected two dates"),
+        ({"temporal_window": "2023-01-01/2022-01-01"}, "'temporal_window' is"),
+        ({"temporal_window": "0001-01-01/9999-01-01"}, "'temporal_window' is"),
+        ({"frame_dates": ["2022-13-01"]}, "'frame_dates' is .*expected a list, each a date"),
+        ({"frame_dates": 2022}, "'frame_dates' is"),
+        ({"versions": "[1"}, "'versions': Expecting"),
+        ({"versions": '{"torch": 2}'}, "'versions' is .*expected a JSON object of texts"),
+        ({"config": "null"}, "'config' is None: expected a JSON object"),
+        ({"config": "[" * 100_000}, "'config': JSON of more than 32 levels"),
+        ({"config": 7}, "'config': a int instead of JSON"),
+        ({"config": '{"tile": "x"}'}, "'tile' is 'x': expected a whole number .* in the JSON of 'config'"),
+        ({"frames": '{"doy_base": 2}'}, "'doy_base' is 2: expected one of 0, 1, in the JSON of 'frames'"),
+        ({"frames": "{}{}"}, "'frames': Extra data"),
+        ({"source": "Sentinel-2"}, "'source': Expecting value"),
+        ({"source": '{"items": "[{}]"}'}, "'items'.* is damaged: 'id' is missing"),
+        ({"source": '{"catalog": 3}'}, "'catalog' is 3: expected text"),
+        ({"norm_mean": ["1"] * 10}, "'norm_mean' is .*expected a list of 10, each a number"),
+        ({"norm_std": [1.0] * 3}, "'norm_std' is"),
+        ({"grid_shape": [1, 2]}, "'grid_shape' is"),
+        ({"n_frames": 0}, "'n_frames' is 0"),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_named(attrs: dict[str, Any], says: str, call: Any, tmp_path: Path) -> None:
+    emb = embedding()
+    emb.attrs |= attrs
+    with pytest.raises(CubeError, match=rf"(?s){says}"):
+        call(emb, tmp_path)
+    assert not files(tmp_path)
+
+
+def test_a_damaged_record_of_a_newer_version_names_the_upgrade(tmp_path: Path) -> None:
+    emb = embedding().assign_attrs(record_version=99, output="cls")
+    with pytest.raises(CubeError, match=r"'output' is 'cls'.*newer version.*pip install -U xr_anysat"):
+        exported(emb, tmp_path)
+
+
+def as_numpy(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {k: np.array(v) if isinstance(v, list | int) else v for k, v in attrs.items()}
+
+
+def as_lists(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v if isinstance(v, list) else [v] for k, v in attrs.items()}
+
+
+def as_netcdf(attrs: dict[str, Any]) -> dict[str, Any]:
+    numbers = {k: np.int32(v) for k, v in attrs.items() if isinstance(v, int)}
+    return attrs | numbers | {k: v[0] for k, v in attrs.items() if isinstance(v, list) and len(v) == 1}
+
+
+@pytest.mark.parametrize("form", [as_numpy, as_lists, as_netcdf])
+def test_a_record_in_the_forms_of_other_formats_is_the_same(form: Any, tmp_path: Path) -> None:
+    emb = small_cube(height=8, width=8).anysat.embed(
+        1, period="2022", tile=8, model="tiny", weights="random", norm="pastis"
+    )
+    other = emb.copy()
+    other.attrs = form(emb.attrs)
+    assert float(emb.anysat.change(other).max()) < 1e-6
+    np.testing.assert_array_equal(other.anysat.seam_score()["step"], emb.anysat.seam_score()["step"])
+    exported(emb, tmp_path / "a")
+    exported(other, tmp_path / "b")
+    items = [(tmp_path / name / "area.stac.json").read_text() for name in "ab"]
+    assert items[0] == items[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"frames": 0}, "'frames' is 0: expected a whole number from 1 to 10000, or null"),
+        ({"frames": 10**9}, "'frames' is 1000000000"),
+        ({"frames": "2"}, "'frames' is '2'"),
+        ({"period": "2022"}, "'period' is '2022': expected two dates"),
+        ({"period": None}, "'period' is None"),
+        ({"doy_base": True}, "'doy_base' is True"),
+        ({"dates": None}, "'dates' is None: expected a list, each a date"),
+        ({"dates": ["today"]}, "'dates' is"),
+        ({"dates_outside": ...}, "'dates_outside' is missing"),
+        ({"acquisitions": NAN}, "'acquisitions' is nan"),
+    ],
+)
+def test_a_damaged_record_of_frames_is_named(changed: dict[str, Any], says: str) -> None:
+    frames = small_cube(height=8, width=8).anysat.frames(2)
+    record = json.loads(frames.attrs["anysat_frames"]) | changed
+    frames.attrs["anysat_frames"] = json.dumps({k: v for k, v in record.items() if v is not ...})
+    for call in (
+        lambda: frames.anysat.embed(None, model="tiny", weights="random"),
+        lambda: frames.anysat.plan(None),
+        lambda: frames.anysat.frames(None),
+        lambda: timeline(frames),
+    ):
+        with pytest.raises(CubeError, match=rf"attrs\['anysat_frames'\] is damaged: {says}"):
+            call()
+    assert "is damaged" in frames.anysat._repr_html_()
+
+
+@pytest.mark.parametrize("text", ["", "null", "[" * 10_000, 3, "{", np.array(["{}"])])
+def test_a_record_of_frames_that_is_no_json_is_refused(text: Any) -> None:
+    frames = small_cube(height=8, width=8).anysat.frames(2)
+    frames.attrs["anysat_frames"] = text
+    with pytest.raises(CubeError, match="is damaged"):
+        frames.anysat.embed(None, model="tiny", weights="random")
+    assert "is damaged" in frames.anysat._repr_html_()
+
+
+@pytest.mark.parametrize("days", [["a", "b"], [400, 1], [-1, 3], [NAN, 1.0]])
+def test_days_of_frames_that_are_no_days_are_refused(days: list[Any]) -> None:
+    frames = small_cube(height=8, width=8).anysat.frames(2).assign_coords(doy=("time", days))
+    with pytest.raises(CubeError, match="composed frames with an invalid 'doy' coordinate"):
+        frames.anysat.embed(None, model="tiny", weights="random")
+
+
+@pytest.mark.parametrize(
+    "items", ["[1]", '[{"id": "A"}]', "{}", 3, '[{"id": "A", "datetime": "x", "used": true}]']
+)
+def test_a_damaged_record_of_items_is_named(items: Any) -> None:
+    frames = small_cube(height=8, width=8).anysat.frames(2).assign_attrs(items=items)
+    with pytest.raises(CubeError, match=r"attrs\['items'\] is damaged"):
+        timeline(frames)
+
+
+@pytest.mark.parametrize("name", ["bin_start", "bin_end", "time"])
+def test_frames_without_times_are_refused(name: str) -> None:
+    frames = small_cube(height=8, width=8).anysat.frames(2).assign_coords({name: ("time", ["a", "b"])})
+    with pytest.raises(CubeError, match=f"the coordinate '{name}' of composed frames"):
+        timeline(frames)
+    assert "expected times" in frames.anysat._repr_html_()

@@ -255,7 +255,8 @@ def test_what_embed_did_not_make_is_not_told_of() -> None:
 def test_sources(catalog: str | None, wanted: list[str]) -> None:
     emb = embedding()
     if catalog is not None:
-        entries = [{"id": "A", "used": True}, {"id": "B", "used": "cloudy: 90 %"}, {"id": "C", "used": True}]
+        used = {"A": True, "B": "cloudy: 90 %", "C": True}
+        entries = [{"id": k, "datetime": "2022-03-01T10:20:30Z", "used": v} for k, v in used.items()]
         emb.attrs["source"] = json.dumps({"catalog": catalog, "items": json.dumps(entries)})
     attributes = group_attributes(emb, data_type="float32", quantization=None)
     check_geoemb(attributes)

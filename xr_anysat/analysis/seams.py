@@ -9,8 +9,10 @@ import xarray as xr
 from dask.base import compute
 
 from xr_anysat.embedding.lattice import PixelRange
+from xr_anysat.embedding.options import ANCHORS
 from xr_anysat.embedding.output_grid import lattice_axes
 from xr_anysat.errors import CubeError
+from xr_anysat.record import read_record
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.sensor import S2
 
@@ -90,13 +92,20 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
             f"attrs without {', '.join(map(repr, missing))}, so windows cannot be located: expected the record "
             "that embed() writes; copy it from the embedding it was made of, emb.assign_attrs(embedding.attrs)"
         )
-    output, tile, overlap = emb.attrs["output"], int(emb.attrs["tile"]), int(emb.attrs.get("overlap", 0))
+    record = read_record(emb.attrs)
+    output, tile, overlap = record["output"], record["tile"], record.get("overlap", 0)
+    if overlap >= tile or record["anchor"] not in ANCHORS:
+        raise CubeError(
+            f"attrs tile={tile}, overlap={overlap} and anchor={record['anchor']!r} are not those of embed(): expected "
+            f"an overlap smaller than the tile, and an anchor of {', '.join(map(repr, ANCHORS))}; copy them from the "
+            "original embedding, emb.assign_attrs(embedding.attrs)"
+        )
     if output == "tile":
         raise CubeError(
             "output 'tile' has one cell per window, so windows have no edges inside: embed with "
             "output='patch', 'dense' or 'local'"
         )
-    patch, stride = int(emb.attrs["patch_size_m"] / S2.pixel_size), tile - overlap
+    patch, stride = int(record["patch_size_m"] / S2.pixel_size), tile - overlap
     cell = patch if output == "patch" else 1
     phases = np.arange(0, stride, cell)
     border = np.isin(phases, (0, tile % stride))
@@ -109,7 +118,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
             "smaller patch_size= or overlap="
         )
 
-    axes = _axes(emb, cell)
+    axes = _axes(emb, record["anchor"], cell)
     plain = xr.DataArray(emb.data, dims=emb.dims)
     lines = []
     for dim, other in (("y", "x"), ("x", "y")):
@@ -139,7 +148,7 @@ def seam_score(emb: xr.DataArray) -> xr.Dataset:
             "border": ("phase", border, {"long_name": "whether windows start or end there"}),
             "inside": ("phase", inside, {"long_name": "whether borders are compared with it"}),
         },
-        attrs={**{name: emb.attrs[name] for name in RECORD}, "overlap": overlap},
+        attrs={**{name: record[name] for name in RECORD}, "overlap": overlap},
     )  # fmt: skip
 
 
@@ -150,9 +159,8 @@ def _steps(emb: xr.DataArray, dim: str) -> xr.DataArray:
     return np.sqrt(xr.dot(change, change, dim="D", dtype=np.float64))
 
 
-def _axes(emb: xr.DataArray, cell: int) -> tuple[PixelRange, PixelRange]:
+def _axes(emb: xr.DataArray, anchor: str, cell: int) -> tuple[PixelRange, PixelRange]:
     """Return rows and columns of `emb`: the position of the first pixel on the lattice, and the number of cells."""
-    anchor = emb.attrs["anchor"]
     if anchor == "cube":
         return lattice_axes(anchor, None, emb.shape)
     first, size = {}, cell * S2.pixel_size

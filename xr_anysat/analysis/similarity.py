@@ -14,6 +14,7 @@ from xr_anysat.errors import OptionError
 from xr_anysat.record import check_comparable, comparability_record
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import check_same_grid
+from xr_anysat.shared.serialization import TEXT, read_value
 
 
 def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
@@ -100,14 +101,17 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
         check_embedding(each, "change(other)")
     check_same_grid(emb, other, "change()")
     own, others = (
-        {**comparability_record(each), "anchor": each.attrs.get("anchor")} for each in (emb, other)
+        {**comparability_record(each), "anchor": read_value(each.attrs.get("anchor"), TEXT)}
+        for each in (emb, other)
     )
     check_comparable(own, others, "change()", "in the other")
     distance = map_cells(_cosine_change, emb, other, rows=1, dtype=np.float32, missing=np.nan)
     attrs = {
         "long_name": "cosine change",
         "units": "1",
-        "periods": [str(each.attrs.get("temporal_window", "not recorded")) for each in (emb, other)],
+        "periods": [
+            str(read_value(each.attrs.get("temporal_window", "not recorded"), TEXT)) for each in (emb, other)
+        ],
     }
     return wrap_on_grid(emb, distance[0], "change", attrs)
 

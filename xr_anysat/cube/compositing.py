@@ -24,6 +24,19 @@ from xr_anysat.cube.reading import Cube, blank_missing, read_cube
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.serialization import (
+    DATE,
+    NUMBER,
+    TEXT,
+    Rule,
+    first_violation,
+    list_of,
+    one_of,
+    optional,
+    parse_json,
+    plain,
+    whole,
+)
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 Period = str | Sequence[Any] | None
@@ -41,10 +54,16 @@ PERIOD_ATTR = "anysat_period"
 PERIOD_TIMES_ATTR = "anysat_period_times"
 """attrs key of the first and last time of that cube. If they differ, the cube was cut and the period is void."""
 
+ITEMS_ATTR = "items"
+"""attrs key of cubes of ``open_s2``: JSON of the decision about each item of the search."""
+
 SOURCE_ATTRS = (
     "catalog", "items", "items_left_out", "harmonize", "mask", "scl_invalid", "dilate_m", "max_cloud", "on_error",
 )  # fmt: skip
 """attrs of ``open_s2`` that say where pixels come from; ``items`` also shows that the +1000 offset was decided."""
+
+MAX_FRAMES = 10_000
+"""Largest number of frames: 27 years of one frame per day."""
 
 STRIP_BYTES = 1 << 20
 """Bytes of observations composed at a time, few enough to fit with all temporary arrays into a processor's cache."""
@@ -147,7 +166,7 @@ class CompositeOptions:
     def __post_init__(self) -> None:
         n, fill = self.frames, self.fill_value
         if n is not None:
-            n = check_whole_number("frames", n, hint=", or None for every acquisition")
+            n = check_whole_number("frames", n, 1, MAX_FRAMES, hint=", or None for every acquisition")
             object.__setattr__(self, "frames", n)  # NumPy's integers have no JSON
         for name, known in (("reduce", tuple(REDUCE_MODES)), ("empty", EMPTY), ("doy", DOY)):
             value = getattr(self, name)
@@ -197,7 +216,7 @@ def check_composed(
     """
     if FRAMES_ATTR not in getattr(cube, "attrs", {}):
         return False
-    record = json.loads(cube.attrs[FRAMES_ATTR])
+    record = frames_record(cube)
     recorded, base = record["frames"], record["doy_base"]
     defaults = CompositeOptions(options.frames, doy_base=options.doy_base)
     differs = options != defaults or options.frames not in (None, recorded)
@@ -224,12 +243,104 @@ def check_composed(
             "seems that several results of frames() were joined. Drop attrs['anysat_frames'] and pass frames=None to "
             "read them as a cube of acquisitions"
         )
-    if "doy" not in cube.coords:
+    doy = cube.coords.get("doy")
+    if doy is None or doy.dims != ("time",) or not set(doy.values.tolist()) <= set(range(367)):
         raise CubeError(
-            "composed frames without their 'doy' coordinate: restore it with cube.assign_coords(doy=('time', days)), "
-            "or drop attrs['anysat_frames'] to read them as a cube of acquisitions"
+            f"composed frames {'without their' if doy is None else 'with an invalid'} 'doy' coordinate: restore it "
+            "with cube.assign_coords(doy=('time', days)), days from 0 to 366, or drop attrs['anysat_frames'] to read "
+            "them as a cube of acquisitions"
         )
     return True
+
+
+def _is_period(text: Any) -> bool:
+    try:
+        span = parse_period(text) if isinstance(text, str) and "/" in text else None
+    except OptionError:
+        return False
+    return span is not None and all(t.year in YEARS for t in span)
+
+
+YEARS = range(1900, 2201)
+"""Years of a recorded period, which all versions of pandas can represent in nanoseconds."""
+
+PERIOD_RULE = Rule("two dates such as '2022-01-01/2023-01-01'", _is_period)
+
+FRAMES_RULES = {
+    "frames": optional(whole(1, MAX_FRAMES), or_none=True),
+    "period": PERIOD_RULE,
+    "reduce": optional(TEXT),
+    "empty": TEXT,
+    "doy": optional(TEXT),
+    "doy_base": one_of(0, 1),
+    "fill_value": optional(NUMBER, or_none=True),
+    "acquisitions": whole(1),
+    "outside_period": optional(whole(0)),
+    "dates": list_of(DATE),
+    "dates_outside": list_of(DATE),
+    "empty_bins": optional(whole(0)),
+}
+"""The rules of the record of frames, which `plan_bins` returns."""
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and bool(re.match(r"\d{4}-", text)) and not pd.isna(pd.Timestamp(text))
+    except (ValueError, OverflowError):
+        return False
+
+
+ITEM_RULES = {
+    "id": TEXT,
+    "datetime": Rule("a time such as '2022-12-31T10:20:30Z'", _is_time),
+    "used": Rule("true or text", lambda v: v is True or TEXT.holds(v)),
+}
+"""The rules of the record of an item, which `open_s2` writes."""
+
+
+def frames_record(frames: xr.DataArray | xr.Dataset) -> dict[str, Any]:
+    """Return the record of composed frames, checked; it may have been read from any file.
+
+    Raises
+    ------
+    CubeError
+        If it is damaged. The message names the entry, what was seen and what was expected.
+    """
+    try:
+        record = parse_json(plain(frames.attrs[FRAMES_ATTR]))
+        problem = first_violation(record, FRAMES_RULES)
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        raise CubeError(
+            f"attrs[{FRAMES_ATTR!r}] is damaged: {problem}. Compose the acquisitions again with frames(), or drop the "
+            "attribute to read the frames as a cube of acquisitions"
+        )
+    found: dict[str, Any] = record
+    return found
+
+
+def items_record(text: Any) -> list[dict[str, Any]]:
+    """Return the records of the items that a cube was opened from, checked; `text` may have been read from any file.
+
+    Raises
+    ------
+    CubeError
+        If it is damaged.
+    """
+    try:
+        items = parse_json(plain(text))
+        problem = None if isinstance(items, list) else "expected a JSON list"
+        for item in items if problem is None else ():
+            problem = problem or first_violation(item, ITEM_RULES)
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        raise CubeError(
+            f"attrs[{ITEMS_ATTR!r}] is damaged: {problem}. Open the cube again, or drop the attribute"
+        )
+    found: list[dict[str, Any]] = items
+    return found
 
 
 # ---------------------------------------------------------------------- dates

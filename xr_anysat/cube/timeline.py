@@ -5,15 +5,24 @@ Everything comes from the record that :func:`xr_anysat.frames` writes; no pixel 
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
+from xr_anysat.cube.compositing import (
+    FRAMES_ATTR,
+    ITEMS_ATTR,
+    bin_bounds,
+    frames_record,
+    items_record,
+    parse_period,
+)
+from xr_anysat.errors import CubeError
 
 ALONG_TIME = ("time", "doy", "n_obs", "bin_start", "bin_end")
 """Coords that composed frames have along time."""
@@ -82,6 +91,11 @@ def timeline(frames: xr.DataArray) -> Timeline:
     -------
     Timeline
 
+    Raises
+    ------
+    CubeError
+        If the record or the times are damaged.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, xarray as xr
@@ -97,13 +111,20 @@ def timeline(frames: xr.DataArray) -> Timeline:
     >>> {label: len(dates) for label, dates in calendar.groups.items()}
     {'in a frame': 3, 'outside the period': 1}
     """
-    record = json.loads(frames.attrs[FRAMES_ATTR])
+    record = frames_record(frames)
+    for name in ("time", "bin_start", "bin_end"):
+        values = frames[name].values
+        if values.dtype.kind != "M" or np.isnat(values).any():
+            raise CubeError(
+                f"the coordinate {name!r} of composed frames is {frames[name].dtype}, or not a time for each frame: "
+                "expected times. Compose the acquisitions again with frames()"
+            )
     span = parse_period(record["period"])
     assert span is not None  # the record has the period that was used
     groups = {USED: [pd.Timestamp(d) for d in record["dates"]]}
     if record["dates_outside"]:
         groups[OUTSIDE] = [pd.Timestamp(d) for d in record["dates_outside"]]
-    for item in json.loads(frames.attrs.get("items", "[]")):
+    for item in items_record(frames.attrs.get(ITEMS_ATTR, "[]")):
         if item["used"] is not True:
             label = f"left out: {item['used'].split(':')[0]}"
             groups.setdefault(label, []).append(pd.Timestamp(item["datetime"]).tz_localize(None))
@@ -117,10 +138,10 @@ def _slots(
         return []
     bounds = bin_bounds(*span, n)
     place = {pd.Timestamp(start): i for i, start in enumerate(frames["bin_start"].values)}
-    slots = []
+    slots, dates = [], sorted(used)
     for start, end in pairwise(bounds):
         at = place.get(start)
-        observed = any(start <= d < end for d in used)
+        observed = bisect_left(dates, start) < bisect_left(dates, end)
         if at is None:
             outcome = "not in this cube" if observed else "empty, left out"
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE
-from xr_anysat.cube.compositing import FRAMES_ATTR, Period
+from xr_anysat.cube.compositing import Period, frames_record
 from xr_anysat.cube.normalization import STATISTICS, Statistics, tile_statistics
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
@@ -156,7 +155,7 @@ def embed(
 
     # Everything above used only metadata; NumPy cubes are read from here on
     composed = resolved.compose(resolved.canonical)
-    record = json.loads(composed.attrs[FRAMES_ATTR])
+    record = frames_record(composed)
     settings = resolved.with_days(composed)
     data = composed.data if resolved.resize is None else resize_frames(composed.data, resolved.resize)
     lazy = not isinstance(data, np.ndarray)

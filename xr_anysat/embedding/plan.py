@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import statistics
 import time
@@ -17,7 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import FRAMES
-from xr_anysat.cube.compositing import FRAMES_ATTR, bin_bounds, parse_period
+from xr_anysat.cube.compositing import bin_bounds, frames_record, parse_period
 from xr_anysat.cube.normalization import PASTIS
 from xr_anysat.cube.reading import Cube
 from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block, frame_bytes
@@ -107,7 +106,7 @@ def plan(
     resolved, lazy = resolve_options(_without_pixels(cube), requested), _is_lazy(cube)
 
     composed = resolved.compose(_one_pixel(resolved.canonical))
-    record = json.loads(composed.attrs[FRAMES_ATTR])
+    record = frames_record(composed)
     settings = resolved.with_days(composed)
     dates = len(settings.doy)
     layout = block_layout(resolved.rows, resolved.cols, settings, dates)

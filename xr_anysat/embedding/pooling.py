@@ -7,6 +7,7 @@ import json
 import xarray as xr
 
 from xr_anysat.embedding.options import POOLS
+from xr_anysat.record import read_record
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.values import check_choice
 
@@ -32,6 +33,8 @@ def pool(emb: xr.DataArray, how: str = "mean") -> xr.DataArray:
         If `emb` is not an embedding cube.
     OptionError
         If `how` is unknown.
+    CubeError
+        If the record in the attributes is damaged.
 
     Examples
     --------
@@ -51,7 +54,7 @@ def pool_cells(emb: xr.DataArray, how: str) -> xr.DataArray:
     """Reduce over y and x, and record the reduction; `how` is already checked."""
     out = getattr(emb, how)(("y", "x"), skipna=True, keep_attrs=True)
     out.attrs = {**emb.attrs, "pool": how}
-    if "config" in out.attrs:
-        out.attrs["config"] = json.dumps({**json.loads(out.attrs["config"]), "pool": how})
+    if "config" in emb.attrs:
+        out.attrs["config"] = json.dumps({**read_record(emb.attrs)["config"], "pool": how})
     pooled: xr.DataArray = out
     return pooled

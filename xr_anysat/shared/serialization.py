@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +21,7 @@ from xr_anysat.errors import OptionError
 from xr_anysat.shared.values import is_number, is_whole_number
 
 MAX_DEPTH = 32
-"""Largest depth of lists and objects in JSON that is read. The deepest that xr_anysat writes is 6."""
+"""Largest depth of lists and objects in JSON that is read. The metadata of a store have about 10."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -80,6 +82,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
+
+
+def read_value(value: Any, rule: Rule) -> Any:
+    """Return an attribute in the form that `rule` holds for, or in plain types if there is none.
+
+    NetCDF has no lists of length one, and some libraries write every number as such a list.
+
+    Examples
+    --------
+    >>> read_value(np.array([3]), whole(1)), read_value("2022-01-01", list_of(DATE))
+    (3, ['2022-01-01'])
+    """
+    value = plain(value)
+    other = value[0] if isinstance(value, list) and len(value) == 1 else [value]
+    return other if not rule.holds(value) and rule.holds(other) else value
 
 
 def json_default(value: Any) -> Any:
@@ -147,7 +164,20 @@ TEXT = Rule("text", lambda v: isinstance(v, str) and len(v) <= MAX_TEXT_CHARS an
 
 NUMBER = Rule("a finite number", is_number)
 
+DATE = Rule(
+    "a date such as '2022-12-31'",
+    lambda v: isinstance(v, str) and re.fullmatch(r"(?a:\d{4}-\d\d-\d\d)", v) is not None and _is_day(v),
+)
+
 OBJECT = Rule("a JSON object", lambda v: isinstance(v, dict))
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def whole(minimum: int, maximum: float = math.inf) -> Rule:

@@ -7,18 +7,16 @@ no geometry, and random weights are declared as such.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.spec import cell_side, channels
-from xr_anysat.record import has_record
+from xr_anysat.record import has_record, read_record
 from xr_anysat.shared.grid import crs_code, grid_of
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.text import safe_name
@@ -92,7 +90,8 @@ def stac_item(
     """
     if not has_record(emb):
         return None
-    attrs, weights, geobox = emb.attrs, weights_facts(emb.attrs), grid_of(emb)
+    attrs, geobox = read_record(emb.attrs), grid_of(emb)
+    weights = weights_facts(attrs)
     model = f"./{weights.id}.json"
     start, end = (pd.Timestamp(day) for day in attrs["temporal_window"].split("/"))
     decoding = CODECS[codec].formula
@@ -108,15 +107,14 @@ def stac_item(
         # best-practices.md of the extension mlm: a derived product names its model
         "processing:level": "L4",
         "processing:expression": {"format": "stac-mlm", "expression": model},
-        "processing:software": json.loads(attrs["versions"]),
-        "anysat:config": json.loads(attrs["config"]),
-        "anysat:frame_dates": [str(day) for day in np.atleast_1d(attrs["frame_dates"])],
+        "processing:software": attrs["versions"],
+        "anysat:config": attrs["config"],
+        "anysat:frame_dates": attrs["frame_dates"],
         "anysat:weights_sha256": attrs["weights_sha256"],
     }
-    source = json.loads(attrs.get("source", "{}"))
-    if "items" in source:
-        entries = json.loads(source["items"])
-        properties["anysat:source_items"] = [entry["id"] for entry in entries if entry["used"] is True]
+    items = attrs.get("source", {}).get("items")
+    if items is not None:
+        properties["anysat:source_items"] = [entry["id"] for entry in items if entry["used"] is True]
     place: dict[str, Any] = {"geometry": None}
     extensions = [PROCESSING]
     if geobox is not None and geobox.crs is not None:
@@ -171,7 +169,8 @@ def model_item(emb: xr.DataArray) -> dict[str, Any] | None:
     """
     if not has_record(emb):
         return None
-    size, weights = emb.attrs["model"], weights_facts(emb.attrs)
+    attrs = read_record(emb.attrs)
+    size, weights = attrs["model"], weights_facts(attrs)
     bands = [{"name": band} for band in S2.bands]
     model = {**weights.assets["model"], "bands": bands}  # STAC expects the bands here, mlm in the properties
     # what vectors can be used for without a further model
@@ -312,7 +311,7 @@ def pixel_meters(attrs: dict[Any, Any], geobox: GeoBox) -> float:
 
 def source_uris(attrs: dict[Any, Any]) -> list[str]:
     """Return URIs of the data that were embedded: the collections of the catalog, or the mission."""
-    url = json.loads(attrs.get("source", "{}")).get("catalog", "")
+    url = attrs.get("source", {}).get("catalog", "")
     if "://" not in url:
         return [SENTINEL_2]
     collections = [name for known in CATALOGS.values() if known.url == url for name in known.collections]

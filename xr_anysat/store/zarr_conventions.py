@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from xr_anysat.record import has_record
+from xr_anysat.record import has_record, read_record
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.store.stac_items import (
     cell_pixels,
@@ -83,12 +83,13 @@ def group_attributes(
     declared: list[dict[str, str]] = []
     attributes: dict[str, Any] = {}
     if has_record(emb):
+        record = read_record(emb.attrs)
         declared.append(GEOEMB)
         attributes |= {
-            "title": title_of(emb.attrs),
-            "comment": f"AnySat with {weights_facts(emb.attrs).description}.",
+            "title": title_of(record),
+            "comment": f"AnySat with {weights_facts(record).description}.",
         }
-        attributes |= _geoemb(emb, geobox, data_type, quantization)
+        attributes |= _geoemb(emb, record, geobox, data_type, quantization)
     if geobox is not None and geobox.crs is not None:
         declared.append(PROJ)
         attributes |= crs_members(geobox)
@@ -100,21 +101,25 @@ def group_attributes(
 
 
 def _geoemb(
-    emb: xr.DataArray, geobox: GeoBox | None, data_type: str, quantization: dict[str, Any] | None
+    emb: xr.DataArray,
+    record: dict[str, Any],
+    geobox: GeoBox | None,
+    data_type: str,
+    quantization: dict[str, Any] | None,
 ) -> dict[str, Any]:
     from xr_anysat._version import __version__
 
-    cell = cell_pixels(emb.attrs)
+    cell = cell_pixels(record)
     members: dict[str, Any] = {
         "type": "pixel" if cell == 1 else "chip",
         "dimensions": emb.sizes["D"],
-        "model": weights_facts(emb.attrs).url,
-        "source_data": source_uris(emb.attrs),
+        "model": weights_facts(record).url,
+        "source_data": source_uris(record),
         "data_type": data_type,
         "build_version": __version__,
     }
     if geobox is not None and geobox.crs is not None:
-        members["gsd"] = pixel_meters(emb.attrs, geobox)
+        members["gsd"] = pixel_meters(record, geobox)
     if cell > 1:
         members["chip_layout"] = {
             "layout_type": "regular_grid", "chip_size": [cell, cell], "stride": [cell, cell],

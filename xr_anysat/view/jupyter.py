@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.cube.timeline import has_timeline, timeline
+from xr_anysat.errors import AnySatError
 from xr_anysat.view.calendar import Calendar, lay_out
 from xr_anysat.view.true_color import TRUE_COLOR, decimate, true_color
 
@@ -85,7 +86,10 @@ def html(cube: xr.DataArray | xr.Dataset, summary: str) -> str:
     styled = xr.get_options()["display_style"] == "html"
     if not styled or not isinstance(cube, xr.DataArray) or not has_timeline(cube):
         return element("pre", summary)
-    calendar = lay_out(cube, timeline(cube))
+    try:
+        calendar = lay_out(cube, timeline(cube))
+    except AnySatError as error:  # of a damaged record: Jupyter should show the cube nevertheless
+        return element("pre", f"{summary}\n{error}")
     return element("div", *table(cube, bool(calendar.bins)), strip(calendar), class_="anysat-frames")
 
 
