@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from dask.base import collections_to_expr
 from distributed import Client
 from distributed.protocol import serialize, to_serialize
 from safetensors import safe_open
@@ -531,8 +530,12 @@ def test_a_window_that_does_not_fit_is_an_error_that_says_what_helps() -> None:
 )
 def test_the_graph_of_a_granule_is_small(chunks: tuple[int, ...], options: dict[str, Any]) -> None:
     """As a client sends it: optimized and pickled; and as the scheduler sends each task of it."""
+    if not hasattr(dask.base, "collections_to_expr"):
+        pytest.skip(
+            "dask before 2025.4 sends every task of a graph, which its blockwise layers do not shrink"
+        )
     emb = tile_of_sentinel2(chunks).anysat.embed(frames=8, period="2022", weights="random", **options)
-    expr = collections_to_expr([emb.data], True).optimize()
+    expr = dask.base.collections_to_expr([emb.data], True).optimize()
     header, frames = serialize(to_serialize(expr), on_error="raise")
     assert len(cloudpickle.dumps(header)) + sum(map(len, frames)) < 20_000_000
     tasks = expr.__dask_graph__()
