@@ -81,5 +81,5 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_threads() -> None:
-    """Start dask's threads anew: each keeps the number of torch threads that was set when it started."""
+    """Restart dask's threads, because each keeps the number of torch threads that was set when it started."""
     dask.threaded.default_pool = None

@@ -192,7 +192,7 @@ def test_memory_layout_changes_no_bit(
     threads=st.integers(1, 3),
 )
 def test_a_product_of_a_cell_is_that_cells_own(depth: int, k: int, order: Any, threads: int) -> None:
-    """Whichever cells are beside it, wherever in its batch it lies, and however many threads BLAS has."""
+    """For any neighboring cells, any position in the batch, and any number of threads of BLAS."""
     rng = np.random.default_rng(depth + k)
     matrix, values = rng.normal(size=(k, depth)), rng.normal(size=(depth, BATCH + 300)).astype("float32")
     options = {"rows": k, "dtype": float, "missing": np.nan}
@@ -236,7 +236,7 @@ def test_lazy_names_are_the_same_every_time(emb: xr.DataArray, points: gpd.GeoDa
 
 
 def counted(emb: xr.DataArray, chunk: int) -> tuple[xr.DataArray, list[tuple[int, ...]]]:
-    """A lazy cube that tells which of its chunks were made."""
+    """A lazy cube that records which of its chunks were computed."""
     made: list[tuple[int, ...]] = []
 
     def block(values: np.ndarray, block_info: Any) -> np.ndarray:

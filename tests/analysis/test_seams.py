@@ -187,7 +187,7 @@ def test_windows_of_embed_are_found_where_they_are(output: str, anchor: str) -> 
     cube = small_cube(gaps=0)
     emb = cube.anysat.embed(2, tile=8, patch_size=20, output=output, anchor=anchor, norm="pastis", **TINY)
     if anchor == "grid":
-        rows, cols = -emb["y"].values // 10, emb["x"].values // 10  # pixels that the cells' centres lie in
+        rows, cols = -emb["y"].values // 10, emb["x"].values // 10  # pixels at the centers of cells
     else:
         rows, cols = (np.arange(n) * (2 if output == "patch" else 1) for n in emb.shape[1:])
     window = np.add.outer(rows // 8, 1000 * (cols // 8))

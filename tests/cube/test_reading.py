@@ -49,7 +49,7 @@ MAKERS: dict[str, tuple[Callable[[], xr.DataArray | xr.Dataset], float]] = {
     "odc-stac with SCL": (lambda: odc_stac(scl=True), 0),
     "odc-stac to_array": (lambda: odc_stac().to_array("band"), 0),
     "stackstac": (stackstac, np.nan),
-    "stackstac, centres": (lambda: stackstac(xy_coords="center"), np.nan),
+    "stackstac, centers": (lambda: stackstac(xy_coords="center"), np.nan),
     "stackstac, CRS in attrs": (lambda: stackstac(where_crs="attrs"), np.nan),
     "stackstac, CRS in epsg": (lambda: stackstac(where_crs="coord"), np.nan),
     "stackstac, CRS in proj:epsg": (lambda: stackstac(where_crs="proj:epsg"), np.nan),
@@ -459,8 +459,8 @@ def test_plain_arrays_have_no_grid() -> None:
     got = read_cube(plain())
     assert_is_the_cube(got, plain())
     assert got.geobox is None
-    metres = plain().assign_coords(y=np.arange(HEIGHT) * 10.0, x=np.arange(WIDTH) * 10.0)
-    assert read_cube(metres).geobox is None
+    meters = plain().assign_coords(y=np.arange(HEIGHT) * 10.0, x=np.arange(WIDTH) * 10.0)
+    assert read_cube(meters).geobox is None
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (12.5, -3.0), (600_004.99, 4_999_995.01)])
@@ -635,7 +635,7 @@ def test_the_bands_are_public_and_are_those_of_the_sensor() -> None:
 
 
 def test_web_mercator_is_taken_with_a_warning() -> None:
-    """Its metres are those of the equator: 10 m are 6.4 m at 50 degrees north."""
+    """Its meters are those of the equator: 10 m are 6.4 m at 50 degrees north."""
     y = 6_446_275.0 - 10 * np.arange(6)
     x = 1_113_195.0 + 10 * np.arange(6)
     import odc.geo.xr  # noqa: F401

@@ -188,7 +188,7 @@ def test_open_scene_masks_and_resamples(scene, cube):
         np.testing.assert_array_equal(cube[i].sel(band="B02"), np.where(hidden, np.nan, blue))
         got = cube[i].sel(band="B11").values
         np.testing.assert_array_equal(np.isnan(got), hidden)
-        # An average of neighbours: were DN 0 among them, there would be values below the least
+        # an average of neighbors: with DN 0 among them, there would be values below the minimum
         if not hidden.all():
             assert np.nanmin(got) >= swir[swir > 0].min() - 1
             assert np.nanmax(got) <= swir.max() + 1

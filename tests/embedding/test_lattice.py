@@ -1,4 +1,4 @@
-"""Windows, patches and blocks along an axis: they cover it exactly, wherever it lies."""
+"""Windows, patches and blocks along an axis: they cover it exactly, at every position."""
 
 from __future__ import annotations
 

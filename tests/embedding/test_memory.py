@@ -54,7 +54,7 @@ def unobserved(block_info: Any) -> np.ndarray:
 
 
 def area(side: int, chunks: tuple[int, ...]) -> xr.DataArray:
-    """A lazy cube of `side` × `side` pixels whose corner and chunks lie beside the lattice."""
+    """A lazy cube of `side` × `side` pixels whose corner and chunks are not on the lattice."""
     import odc.geo.xr  # noqa: F401
 
     shape = (DATES, 10, side, side)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = {
     "frames": 3, "period": "2022", "norm": "pastis", "anchor": "grid", "model": "tiny", "weights": "random",
 }  # fmt: skip
-GEOMETRY = [  # patch_size in metres; tile and overlap in pixels
+GEOMETRY = [  # patch_size in meters; tile and overlap in pixels
     (10, 8, 4),
     (10, 8, 2),
     (10, 12, 9),
@@ -94,7 +94,7 @@ def test_chunks_and_blocks_change_no_bit(
 
 @some
 def test_place_changes_no_bit(shape: tuple[int, int, int], output: str) -> None:
-    """What lies further from the end of a crop than a window reaches."""
+    """Cells that are further from the edge of a crop than a window reaches."""
     cube, reach = small_cube(height=40, width=34), shape[1] * 10
     whole, crop = (embed(c, shape, output=output) for c in (cube, cube.isel(y=slice(7, 37), x=slice(3, 34))))
     inner = crop.sel(

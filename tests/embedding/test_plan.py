@@ -48,7 +48,7 @@ GIB = 1 << 30
 
 
 def granules(side: int, chunk: int = 2048, dates: int = 8, **coords: Any) -> xr.DataArray:
-    """A lazy cube of zeros at pixel 0 of the lattice, which nobody could hold in memory."""
+    """A lazy cube of zeros at pixel 0 of the lattice, too large for memory."""
     values = da.zeros((dates, 10, side, side), chunks=(1, 10, chunk, chunk), dtype="uint16")
     days = pd.date_range("2022-01-15", periods=dates, freq="40D")
     return xr.DataArray(
@@ -75,7 +75,7 @@ def test_the_published_model_costs_what_was_measured(
     million = area * 1e6
     assert found.pixels / million == pytest.approx(pixels, rel=0.01)
     assert found.patches / million == pytest.approx(patches, rel=0.01)
-    assert found.windows / million == pytest.approx(windows, rel=0.015)  # 3.75 is told as 3.8
+    assert found.windows / million == pytest.approx(windows, rel=0.015)  # 3.75 is shown as 3.8
     assert found.total / million == pytest.approx(pixels + patches + windows, rel=0.01)
 
 
@@ -114,7 +114,7 @@ def test_an_upstream_module_costs_what_was_published() -> None:
     published = {
         o: multiply_adds("base", o, **given, savings=False).total for o in ("patch", "dense", "local")
     }
-    assert len(set(published.values())) == 1  # such a module makes everything, whatever is asked for
+    assert len(set(published.values())) == 1  # such a module computes every output
     assert all(multiply_adds("base", o, **given).total < n for o, n in published.items())
 
 
@@ -134,7 +134,7 @@ def test_working_memory_is_what_a_window_takes() -> None:
         import re, torch
         from xr_anysat.model.weights import encoder_spec, get_encoder
 
-        def told(name):
+        def status(name):
             with open("/proc/self/status") as file:
                 return int(re.search(name + r":\\s+(\\d+)", file.read())[1]) * 1024
 
@@ -144,11 +144,11 @@ def test_working_memory_is_what_a_window_takes() -> None:
             x = torch.zeros(1, 4, 10, tile, tile)
             with torch.inference_mode():
                 model.encode(x[..., :8, :8], doy, side=side, output=output)  # the libraries take memory too
-                before = told("VmRSS")
+                before = status("VmRSS")
                 with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # the peak begins anew
+                    file.write("5")  # resets the peak
                 model.encode(x, doy, side=side, output=output)
-            print(told("VmHWM") - before)
+            print(status("VmHWM") - before)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -510,7 +510,7 @@ def test_text_and_table_tell_the_same() -> None:
     assert all(line[:2] == "  " and (line[2:12].strip() == "" or line[11] == " ") for line in lines[1:])
     assert max(map(len, lines)) <= 100
     words = " ".join(repr(p).split())
-    for told in (
+    for says in (
         "base, random:0 weights, device auto",
         "8 of 2022-01-01/2023-01-01, made of 60 acquisitions days of the year 22 68 113 159 205 250 296 342",
         "458 × 458 of 24 × 24 pixels, for 10,980 × 10,980 pixels",
@@ -521,7 +521,7 @@ def test_text_and_table_tell_the_same() -> None:
         "86.7 GiB at most: int8 and a float32 scale per cell, before compression",
         '5 h 22 min on this machine, 6,247 pixels/s, the model alone <b> & "c"',
     ):
-        assert told in words
+        assert says in words
     page = p._repr_html_()
     table = ElementTree.fromstring(page)  # well-formed
     shown = Texts()
@@ -557,16 +557,16 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert cube.anysat.plan(2, **TINY).warnings == ()
     for module in (embed_options, plan):
         monkeypatch.setattr(module, "physical_memory", lambda: 1 << 17)
-    told = (
+    says = (
         r"this cube is not lazy, so its embedding is computed now, and 256 KiB of float32 do not fit into the 128 KiB "
         r"of memory here: make it lazy, cube\.chunk\(y=2048, x=2048\), and write the embedding block by block with "
         r"emb\.anysat\.to_zarr\(store, codec='int8'\), which takes a quarter of that, or request fewer cells: "
         r"patch_size=40 has one cell per 16 pixels"
     )
     p = cube.anysat.plan(2, **TINY)
-    with pytest.warns(AnySatWarning, match=told + r"\. cube\.anysat\.plan\(\.\.\.\) reports"):
+    with pytest.warns(AnySatWarning, match=says + r"\. cube\.anysat\.plan\(\.\.\.\) reports"):
         cube.anysat.embed(2, **TINY)
-    with pytest.warns(AnySatWarning, match=told):  # the grid is there before it is pooled
+    with pytest.warns(AnySatWarning, match=says):  # the grid exists before it is pooled
         cube.anysat.embed(2, pool="mean", **TINY)
     with pytest.warns(AnySatWarning) as seen:
         warnings.warn(p.warnings[0], AnySatWarning, stacklevel=1)
@@ -586,11 +586,11 @@ def test_what_does_not_fit_into_memory_is_told(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_a_lazy_country_is_warned_about() -> None:
     cube = granules(14_400)
-    told = (
+    says = (
         r"an embedding of 1\.16 TiB of float32: write it block by block with emb\.anysat\.to_zarr\(store, "
         r"codec='int8'\), which takes a quarter of that, or request fewer cells: output='patch' with patch_size=40"
     )
-    with pytest.warns(AnySatWarning, match=told):
+    with pytest.warns(AnySatWarning, match=says):
         cube.anysat.embed(output="dense", weights="random")
     p = cube.anysat.plan(output="dense", weights="random")
     assert len(p.warnings) == 1

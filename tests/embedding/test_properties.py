@@ -1,4 +1,4 @@
-"""Promises 2, 3 and 4 on random cubes: chunks, schedulers, order, place and what lies under gaps."""
+"""Promises 2, 3 and 4 on random cubes: chunks, schedulers, order, place and values under gaps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK = settings(
 )
 
 geometry = st.sampled_from(
-    # patch_size in metres, tile in pixels
+    # patch_size in meters, tile in pixels
     [(10, 4), (10, 6), (20, 8), (20, 10), (30, 9), (40, 12), (40, 16)]
 )
 outputs = st.sampled_from(["patch", "dense", "local", "tile"])
@@ -166,7 +166,7 @@ def test_missing_dates_are_as_if_never_taken(embed: Any, data: st.DataObject) ->
 def test_crop_whose_windows_are_whole_is_the_same(
     embed: Any, data: st.DataObject, shape: tuple[int, int], output: str
 ) -> None:
-    """Promise 3: the same ground pixel has the same embedding whichever area was asked for."""
+    """Promise 3: the same ground pixel has the same embedding in every requested area."""
     patch_size, tile = shape
     row, col = (data.draw(st.integers(0, 2 * tile)) for _ in range(2))
     cube = small_cube(height=3 * tile + 1, width=3 * tile + 1, dates=3, row=row, col=col, seed=row)

@@ -115,7 +115,7 @@ def test_offline_needs_a_checkout():
 @pytest.mark.slow
 def test_github_out_of_reach(monkeypatch):
     for name in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server listens there
     message = (
         r"(?s)'gastruc/anysat' could not be downloaded from GitHub:.*refused.*checkout: verify\(repo=PATH\)"
     )

@@ -779,8 +779,8 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path):
     hub.break_after = 11 * 2**20
     path, _ = find(hub, tmp_path)
     assert Path(path).read_bytes() == CONTENT
-    (asked,) = hub.ranges
-    assert int(asked.removeprefix("bytes=").removesuffix("-")) > 0
+    (requested,) = hub.ranges
+    assert int(requested.removeprefix("bytes=").removesuffix("-")) > 0
 
 
 def test_a_wrong_file_is_named_and_once_deleted_downloaded_again(hub, tmp_path):

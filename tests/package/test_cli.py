@@ -571,17 +571,17 @@ def test_plan(area, capsys):
 
 @pytest.mark.parametrize(("difference", "code"), [(1e-6, 0), (1e-2, 1)])
 def test_verify(monkeypatch, capsys, difference, code):
-    asked = {}
+    passed = {}
 
     def run(repo="gastruc/anysat", **given):
-        asked.update(given, repo=repo)
+        passed.update(given, repo=repo)
         return verify.VerifyReport(repo, "base", None, (verify.Comparison(10, 6, 3, "tile", difference),))
 
     monkeypatch.setattr(verify, "verify", run)
     assert main(["verify"]) == code
-    assert asked == {"repo": "gastruc/anysat"}
+    assert passed == {"repo": "gastruc/anysat"}
     assert main(["verify", "mine", "--weights", "w.pth"]) == code
-    assert asked == {"repo": "mine", "weights": "w.pth"}
+    assert passed == {"repo": "mine", "weights": "w.pth"}
     assert ("passed" in capsys.readouterr().out) is (code == 0)
 
 

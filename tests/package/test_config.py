@@ -44,7 +44,7 @@ def run(code: str, **environment: str) -> str:
 
 
 def effective(**options: Any) -> dict[str, Any]:
-    """The configuration that is recorded on an embedding, made of a cube that nobody reads."""
+    """The configuration that is recorded on an embedding, computed from a cube whose pixels are not read."""
     emb = xr_anysat.embed(unreadable(plain()), period="2022", **{**TINY, **options})
     return json.loads(emb.attrs["config"])
 

@@ -226,9 +226,9 @@ def test_workers_that_come_later_load_before_their_first_task(cluster: Cluster, 
     sent, old = kept.stat(), client.submit(own_pid, workers="two", pure=False).result()
     address = cluster.addresses["two"]
     os.kill(old, signal.SIGKILL)  # its nanny starts another
-    cluster.addresses["two"] = anew = address_of("two", client, other_than=address)
-    assert client.submit(loaded, spec, workers=anew, pure=False).result()
-    assert client.submit(own_pid, workers=anew, pure=False).result() != old
+    cluster.addresses["two"] = restarted = address_of("two", client, other_than=address)
+    assert client.submit(loaded, spec, workers=restarted, pure=False).result()
+    assert client.submit(own_pid, workers=restarted, pure=False).result() != old
     assert kept.stat().st_mtime_ns == sent.st_mtime_ns  # what is kept is not fetched again
 
 
@@ -462,11 +462,11 @@ class Cramped(torch.nn.Module):
     def __init__(self, inner: torch.nn.Module, room: int) -> None:
         super().__init__()
         self.inner, self.room = inner, room
-        self.asked: list[int] = []
+        self.sizes: list[int] = []
 
     def forward(self, x: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
-        self.asked.append(len(x["s2"]))
-        if self.asked[-1] > self.room:
+        self.sizes.append(len(x["s2"]))
+        if self.sizes[-1] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
         return self.inner(x, **kwargs)
 
@@ -481,7 +481,7 @@ def embed_cramped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[xr.Dat
         monkeypatch.setattr(blocks, "MIN_BLOCKS", least)
         model, cube = Cramped(inner, room), small_cube(height=size, width=size, gaps=0)
         options = {"frames": 2, "patch_size": 20, "tile": 12, "anchor": "cube", "norm": "pastis"}
-        return cube.anysat.embed(**options, model=model), model.asked
+        return cube.anysat.embed(**options, model=model), model.sizes
 
     return run
 
@@ -489,8 +489,8 @@ def embed_cramped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[xr.Dat
 def test_a_batch_that_does_not_fit_is_halved_and_goes_on(embed_cramped: Any) -> None:
     want, _ = embed_cramped(36, room=2, batch=2, least=1)
     with pytest.warns(AnySatWarning) as said:
-        got, asked = embed_cramped(36, room=3, batch=8, least=1)
-    assert asked == [8, 4, 2, 2, 2, 2, 1]
+        got, sizes = embed_cramped(36, room=3, batch=8, least=1)
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
     np.testing.assert_array_equal(got.values, want.values)
     message = (
         r"cpu does not have enough memory for {} windows per forward pass \(CUDA out of memory. Tried to allocate "
@@ -501,11 +501,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_goes_on(embed_cramped: Any) -> 
 
 
 def test_what_fits_is_remembered(embed_cramped: Any) -> None:
-    want, asked = embed_cramped(48, room=1, batch=1, least=2)
-    assert asked == [1] * 16
+    want, sizes = embed_cramped(48, room=1, batch=1, least=2)
+    assert sizes == [1] * 16
     with pytest.warns(AnySatWarning, match="It continues with 1") as said:
-        got, asked = embed_cramped(48, room=1, batch=8, least=2)  # blocks of 1, 3, 3 and 9 windows
-    assert sorted(asked) == [1] * 16 + [max(asked)]
+        got, sizes = embed_cramped(48, room=1, batch=8, least=2)  # blocks of 1, 3, 3 and 9 windows
+    assert sorted(sizes) == [1] * 16 + [max(sizes)]
     assert len(said) == 1
     np.testing.assert_array_equal(got.values, want.values)
 

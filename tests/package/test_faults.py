@@ -1,4 +1,4 @@
-"""Processes die, connections break, sources fail: nothing is lost, and what is finished is not made again."""
+"""Processes die, connections break, sources fail: nothing is lost, and finished blocks are not computed again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLOCKS = {
 
 
 def until(happened: Callable[[], bool], what: str, timeout: float = 60) -> None:
-    """Wait for what other processes do."""
+    """Wait until another process has done something."""
     end = time.monotonic() + timeout
     while not happened():
         assert time.monotonic() < end, f"{what}: not within {timeout} s"
@@ -73,7 +73,7 @@ def workers(tmp_path: Path) -> Iterator[Cluster]:
 
 # ---------------------------------------------------------------------- killed at 20 random moments
 
-# A moment is told by how far the run has come; the clock says little about that on a busy machine.
+# A moment is defined by the progress of the run, because the clock says little about it on a busy machine.
 SEED = 2022
 _draw = random.Random(SEED)
 PROCESS = [(part, _draw.random()) for part in ("statistics", "head", "blocks", "finish") for _ in range(2)]
@@ -155,7 +155,7 @@ def test_killed_on_a_cluster(
             assert not there & again(kind, tmp_path, others.address).keys()
     else:
         there = finished(tmp_path)
-        there -= workers.unfinished()  # nobody may have been told yet
+        there -= workers.unfinished()  # the scheduler may not know yet
         earlier = reads(tmp_path)
         for worker in workers.workers[: 1 if victim == "a worker" else 2]:
             worker.kill()
@@ -227,7 +227,7 @@ def test_read_that_always_fails(on: str, undisturbed: dict[str, Any], tmp_path: 
         assert note.endswith("are finished and kept: repeat the call to resume")
         there = finished(tmp_path)
         assert 0 < int(note.split(" of the 20 blocks of ")[0]) <= len(there) < 20
-        # what a worker is at, it finishes, though nobody wants it any more
+        # a worker finishes its current task, although it is no longer needed
         assert again("plain", tmp_path, address).keys() <= BLOCKS["plain"] - there
     assert files(tmp_path) == undisturbed["plain"][0]
 

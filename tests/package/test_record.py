@@ -112,7 +112,7 @@ def test_embeddings_survive_files(engine: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("output", "cell"), [("patch", 2), ("dense", 1), ("local", 1), ("tile", 6)])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_cells_lie_where_they_are(output: str, cell: int, lazy: bool) -> None:
-    """Cell centres are true: each cell covers its pixels, the first ones reaching over the cube's corner."""
+    """Cell centers are exact: each cell covers its pixels; the first cells extend beyond the corner of the cube."""
     import odc.geo.xr  # noqa: F401
 
     cube = small_cube(height=17, width=15, row=500_003, col=60_005)

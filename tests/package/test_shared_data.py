@@ -1,4 +1,4 @@
-"""Real files, as far as they lie beside the repository: from a file to frames and embeddings."""
+"""Real files, if they are next to the repository: from a file to frames and embeddings."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ from xr_anysat.config import DEFAULTS
 from xr_anysat.model import checkpoint, weights
 
 
-def told() -> dict[str, str]:
+def report() -> dict[str, str]:
     out = io.StringIO()
     xr_anysat.show_versions(out)
     return dict(line.split(": ", 1) for line in out.getvalue().splitlines() if line)
 
 
 def test_versions_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told()
+    lines = report()
     assert lines["xr_anysat"] == xr_anysat.__version__
     assert lines["python"].startswith(sys.version.split()[0])
     for name in ("torch", "xarray", "dask", "odc-geo", "odc-stac", "scikit-learn", "matplotlib"):
@@ -46,15 +46,15 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", without)
-    assert told()["rustac"] == told()["geopandas"] == "not installed"
+    assert report()["rustac"] == report()["geopandas"] == "not installed"
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert told()["torch cannot be imported"].startswith("ModuleNotFoundError: ")
+    assert report()["torch cannot be imported"].startswith("ModuleNotFoundError: ")
 
     def unknown(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", unknown)
-    assert told()["packages"] == "unknown, since xr_anysat was imported without being installed"
+    assert report()["packages"] == "unknown, since xr_anysat was imported without being installed"
 
 
 def test_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,24 +65,24 @@ def test_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(checkpoint, "_download", never)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
     with xr_anysat.config.set(cache_dir=str(tmp_path)):
-        assert told()["official checkpoint"] == "not on this machine"
-        assert told()[f"converted weights in {tmp_path}"] == "none"
+        assert report()["official checkpoint"] == "not on this machine"
+        assert report()[f"converted weights in {tmp_path}"] == "none"
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: "/hub/AnySat.pth")
-        assert told()["official checkpoint"] == "/hub/AnySat.pth"
+        assert report()["official checkpoint"] == "/hub/AnySat.pth"
         (tmp_path / "AnySat.pth").touch()
         (tmp_path / f"{'ab' * 32}.safetensors").touch()
-        assert told()["official checkpoint"] == str(tmp_path / "AnySat.pth")
-        assert told()[f"converted weights in {tmp_path}"] == "abababababab"
+        assert report()["official checkpoint"] == str(tmp_path / "AnySat.pth")
+        assert report()[f"converted weights in {tmp_path}"] == "abababababab"
 
 
 def test_the_configuration_in_force() -> None:
-    lines = told()
+    lines = report()
     assert lines["norm"] == "per_tile_zscore (default)"
     assert set(DEFAULTS) <= set(lines)
     with xr_anysat.config.set(tile=64):
-        assert told()["tile"] == "64"
+        assert report()["tile"] == "64"
     with xr_anysat.config.set(tiel=64):
-        assert "unknown option 'tiel'" in told()["configuration"]
+        assert "unknown option 'tiel'" in report()["configuration"]
 
 
 @pytest.mark.slow

@@ -365,14 +365,14 @@ def test_a_passing_fault_of_an_asset(server, tmp_path, hasty, faults):
 
 
 LASTING = {
-    "busy": lambda path, asked: Fault(429, retry_after=0),
-    "broken": lambda path, asked: Fault(500),
-    "gone": lambda path, asked: Fault(404),
-    "gone after the header": lambda path, asked: (
-        Fault(404) if asked and not asked.startswith("bytes=0-") else None
+    "busy": lambda path, requested: Fault(429, retry_after=0),
+    "broken": lambda path, requested: Fault(500),
+    "gone": lambda path, requested: Fault(404),
+    "gone after the header": lambda path, requested: (
+        Fault(404) if requested and not requested.startswith("bytes=0-") else None
     ),
-    "slow": lambda path, asked: Fault(wait=1.3),
-    "cut": lambda path, asked: Fault(break_after=20),
+    "slow": lambda path, requested: Fault(wait=1.3),
+    "cut": lambda path, requested: Fault(break_after=20),
 }
 
 
@@ -413,9 +413,9 @@ def test_unreadable_pixels_are_invalid_if_asked(server, tmp_path, hasty):
     server.files["/day1/red.tif"] = server.files["/day1/red.tif"][:-20_000]
     cube = open_s2(**area_of(160), catalog=items, on_error="invalid")
     assert cube.attrs["on_error"] == "invalid"
-    with pytest.warns(AnySatWarning, match="asset 'red' of item 'day1' cannot be read") as told:
+    with pytest.warns(AnySatWarning, match="asset 'red' of item 'day1' cannot be read") as caught:
         loaded = cube.compute()
-    assert sum(w.category is AnySatWarning for w in told) == 1
+    assert sum(w.category is AnySatWarning for w in caught) == 1
     assert loaded.isel(time=1).isnull().all()
     assert loaded.isel(time=[0, 2]).notnull().all()
 
@@ -454,7 +454,7 @@ def test_a_missing_mask_asset_is_not_a_clear_sky(server, tmp_path, hasty):
 def test_workers_bound_the_reading(server, tmp_path, workers, threads):
     """However many threads the scheduler has: reading waits for servers, not for cores."""
     items = served(server, tmp_path, dates=2)
-    server.faults[""] = lambda path, asked: Fault(wait=0.02)
+    server.faults[""] = lambda path, requested: Fault(wait=0.02)
     with xr_anysat.config.set(fetch_workers=workers):
         cube = open_s2(**area_of(), catalog=items, mask=None)
     cube.compute(scheduler="threads", num_workers=threads)
@@ -468,7 +468,7 @@ def test_workers_bound_the_reading(server, tmp_path, workers, threads):
 )
 @pytest.mark.parametrize("path", ["^/$", "^/search"])
 def test_a_passing_fault_of_a_catalog(server, tmp_path, hasty, path, faults):
-    """Each page is asked for anew; and a server that says to come back in an hour is asked sooner."""
+    """Each page is requested again, and sooner than a server demands that asks to wait an hour."""
     served(server, tmp_path, dates=5)
     server.page = 2
     server.faults[path] = list(faults)
@@ -483,8 +483,10 @@ def test_a_lasting_fault_of_a_catalog(server, tmp_path, hasty, fault):
     """Also on the second page: half a search is none."""
     served(server, tmp_path, dates=4)
     server.page = 2
-    asked = []
-    server.faults["^/search"] = lambda path, _: asked.append(path) or (fault if len(asked) > 1 else None)
+    requested = []
+    server.faults["^/search"] = lambda path, _: (
+        requested.append(path) or (fault if len(requested) > 1 else None)
+    )
     with pytest.raises(
         CatalogError, match=f"the catalog {server.url} could not be searched .* Try again later"
     ):
@@ -557,9 +559,9 @@ def test_contradictions_are_told_once_and_may_be_overridden(tmp_path):
         return made
 
     items = [item(i, "03.01") for i in range(4)] + [item(4, "05.00")]
-    with pytest.warns(AnySatWarning) as told:
+    with pytest.warns(AnySatWarning) as caught:
         cube = open_s2(**area_of(), catalog=items)
-    (only,) = [w for w in told if w.category is AnySatWarning]
+    (only,) = [w for w in caught if w.category is AnySatWarning]
     assert only.filename == __file__
     for part in ("4 items (i0, i1, i2, …)", "s2:processing_baseline is 03.01", "declare 1000 DN", "0 DN are subtracted",
                  "harmonize=True (1000)"):  # fmt: skip
@@ -627,7 +629,7 @@ def test_zeros_of_a_removed_offset_are_data_where_scl_says_so(tmp_path):
 
 
 def overlapping(tmp_path):
-    """Three granules of a pass: two have holes and are cut, one lies in the next zone."""
+    """Three granules of a pass: two have holes and are cut, one is in the next zone."""
     a, b = np.full((24, 24), 2000), np.full((24, 24), 3000)
     a[:, 16:], b[:, :8], a[:4, :4], b[12:14, 10:12] = 0, 0, 0, 0
     scl_a = np.full((12, 12), 4)
@@ -740,7 +742,7 @@ def test_an_acquisition_is_taken_once():
 def test_what_is_not_one_acquisition():
     one = acquisition("one")
     assert set(used([one, acquisition("next orbit", 100)]).values()) == {True}
-    assert set(used([one, acquisition("neighbour", 0.2, tile="31TFL")]).values()) == {True}
+    assert set(used([one, acquisition("neighbor", 0.2, tile="31TFL")]).values()) == {True}
     assert set(used([one, acquisition("other", 1, platform="Sentinel-2B")]).values()) == {True}
     assert set(used([one, acquisition("tomorrow", 24 * 60)]).values()) == {True}
     # granules that do not tell where they are may be two
@@ -855,7 +857,7 @@ def test_a_geometry_gives_its_bounding_box():
     bbox = (11.2, 46.4, 11.3, 46.5)
     plain = box(*bbox, "EPSG:4326")
     polygon = plain.json
-    metres = plain.to_crs("EPSG:32632", resolution=0.001)
+    meters = plain.to_crs("EPSG:32632", resolution=0.001)
     for given in (
         polygon,
         {"type": "Feature", "geometry": polygon, "properties": {}},
@@ -867,7 +869,7 @@ def test_a_geometry_gives_its_bounding_box():
         plain,
     ):
         assert grid(intersects=given) == grid(bbox=bbox)
-    own_crs = grid(intersects=Shape(metres.json, "EPSG:32632"))
+    own_crs = grid(intersects=Shape(meters.json, "EPSG:32632"))
     assert own_crs.crs == grid(bbox=bbox).crs
     assert abs(own_crs.shape[0] - grid(bbox=bbox).shape[0]) <= 2
 
@@ -882,7 +884,7 @@ def test_pixels_that_are_there_are_got_back(tmp_path):
 
 
 def test_20_m_bands_are_resampled(tmp_path):
-    """Bilinear for reflectance, so between neighbours; nearest for the classes; missing ones stay out of it."""
+    """Bilinear for reflectance, nearest for classes; missing pixels are left out."""
     item = make_item(tmp_path, "x", dn=3000, **{"s2:processing_baseline": "04.00"})
     ramp = np.tile(2000 + 100 * np.arange(12), (12, 1)).astype("uint16")
     ramp[:, 11] = 0
@@ -947,26 +949,26 @@ def test_masked_stays_missing_to_the_end(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metres", [10, 15, 20, 55])
-def test_dilation_is_by_distance_and_sees_beyond_blocks_and_edges(tmp_path, metres):
+@pytest.mark.parametrize("meters", [10, 15, 20, 55])
+def test_dilation_is_by_distance_and_sees_beyond_blocks_and_edges(tmp_path, meters):
     rng = np.random.default_rng(0)
     scl = np.where(rng.random((60, 60)) < 0.01, 9, 4)
     scl[:6, :6] = 0  # beyond the swath nothing grows
     item = make_item(tmp_path, "x", n=120, scl=scl)
-    whole = open_s2(**area_of(120), catalog=[item], dilate_m=metres).compute()
+    whole = open_s2(**area_of(120), catalog=[item], dilate_m=meters).compute()
     cloud = np.kron(scl == 9, np.ones((2, 2), bool))
     y, x = np.nonzero(cloud)
     rows, columns = np.mgrid[:120, :120]
     near = np.zeros((120, 120), bool)
     for i, j in zip(y, x, strict=True):
-        near |= np.hypot(rows - i, columns - j) * 10 <= metres + 1e-9
+        near |= np.hypot(rows - i, columns - j) * 10 <= meters + 1e-9
     np.testing.assert_array_equal(whole[0, 0].isnull(), near | np.kron(scl == 0, np.ones((2, 2), bool)))
-    pieces = open_s2(**area_of(120), catalog=[item], dilate_m=metres, chunks={"y": 17, "x": 50})
+    pieces = open_s2(**area_of(120), catalog=[item], dilate_m=meters, chunks={"y": 17, "x": 50})
     assert pieces.chunks[2][0] == 17
     np.testing.assert_array_equal(pieces.compute(), whole)
     # a cloud just outside the area reaches in
     origin = (ORIGIN[0] + 300, ORIGIN[1] - 300)
-    part = open_s2(**area_of(40, origin=origin), catalog=[item], dilate_m=metres).compute()
+    part = open_s2(**area_of(40, origin=origin), catalog=[item], dilate_m=meters).compute()
     np.testing.assert_array_equal(part, whole[:, :, 30:70, 30:70])
 
 
@@ -1268,7 +1270,7 @@ def test_it_survives_a_store(tmp_path):
 
 
 def test_far_blocks_of_a_granule(tmp_path):
-    """The area is wider than the granule, and the footprint says nothing: what lies beyond is missing."""
+    """The area is wider than the granule, and the footprint is unknown: pixels outside of it are missing."""
     item = make_item(tmp_path, "x")
     item.geometry, item.bbox = None, None
     origin = (ORIGIN[0] - 240, ORIGIN[1] + 240)
@@ -1279,7 +1281,7 @@ def test_far_blocks_of_a_granule(tmp_path):
 
 
 def test_footprints_are_drawn_roughly(tmp_path):
-    """Some are of four corners, a few hundred metres off: what there is beyond them is read too."""
+    """Some are of four corners, a few hundred meters off: pixels outside of them are read, too."""
     item = make_item(tmp_path, "x", n=120)
     west, south, east, north = item.bbox
     item.geometry = box(west + 0.005, south + 0.005, east - 0.005, north - 0.005, "EPSG:4326").json
@@ -1349,26 +1351,26 @@ def test_cdse_is_read_over_s3(server, tmp_path, monkeypatch):
 
 
 def test_the_planetary_computer_signs_when_it_reads(tmp_path, monkeypatch):
-    """Not when it opens, and anew each time: a signature does not outlive a long job."""
+    """Hrefs are signed at each read, not when the cube is opened, because a signature expires during a long job."""
     import planetary_computer
 
     item = make_item(tmp_path, "x", keys=PLANETARY)
     folder = "https://sentinel2l2a01.blob.core.windows.net/x/"
     for key, asset in item.assets.items():
         asset.href = f"{folder}{key}.tif?sig=long-expired"
-    asked = []
+    requested = []
 
     def sign(href):
-        asked.append(href)
+        requested.append(href)
         return (tmp_path / "x" / href.rsplit("/", 1)[1]).as_uri()
 
     monkeypatch.setattr(planetary_computer, "sign", sign)
     cube = open_s2(**area_of(), catalog=[item])
-    assert not asked
+    assert not requested
     assert cube.compute().notnull().all()
-    assert sorted(asked) == sorted(f"{folder}{key}.tif" for key in PLANETARY.split())
+    assert sorted(requested) == sorted(f"{folder}{key}.tif" for key in PLANETARY.split())
     cube.compute()
-    assert len(asked) == 22
+    assert len(requested) == 22
 
 
 def test_tokens_are_not_told(tmp_path, monkeypatch, hasty):
@@ -1453,7 +1455,7 @@ IN_DEGREES = "expected .west, south, east, north. in degrees"
     ],
 )  # fmt: skip
 def test_impossible_arguments(arguments, says):
-    """Refused before anything is asked for."""
+    """Refused before any request."""
     with pytest.raises(OptionError, match=says):
         open_s2(**{**AREA, "catalog": "http://127.0.0.1:9", **arguments})
 

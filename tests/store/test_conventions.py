@@ -313,18 +313,18 @@ def test_the_item_leads_to_its_model(output: str, tmp_path: Path) -> None:
     read = pystac.Item.from_file(tmp_path / "area.stac.json")
     (found,) = read.get_derived_from()
     assert found.id == model["id"]
-    told = MLMExtension.ext(found)
+    extension = MLMExtension.ext(found)
     (link,) = read.get_links("derived_from")
-    assert link.extra_fields["mlm:name"] == told.mlm_name
-    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", told.mlm_name)  # its schema's pattern
+    assert link.extra_fields["mlm:name"] == extension.mlm_name
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", extension.mlm_name)  # its schema's pattern
     expression = read.properties["processing:expression"]
     assert expression == {"format": "stac-mlm", "expression": item["links"][0]["href"]}
     names = [band["name"] for band in found.properties["bands"]]
-    frames, dates = told.input
+    frames, dates = extension.input
     assert frames.bands == names == list(xr_anysat.BANDS)
     assert frames.input.shape[frames.input.dim_order.index("bands")] == 10
     assert dates.input.dim_order == ["batch", "time"]
-    (made,) = [o for o in told.output if o.name == output]
+    (made,) = [o for o in extension.output if o.name == output]
     assert made.result.shape[made.result.dim_order.index("embedding")] == emb.sizes["D"]
     assert len(made.result.shape) == len(made.result.dim_order)
     models = [a for a in found.assets.values() if "mlm:model" in a.roles]
@@ -369,14 +369,14 @@ def test_what_is_said_of_weights(
     read = check_stac(model)
     assert read.id == ident
     assert re.search(said, read.properties["description"])
-    told = MLMExtension.ext(read)
-    assert told.pretrained == pretrained
+    extension = MLMExtension.ext(read)
+    assert extension.pretrained == pretrained
     asset = read.assets["model"]
     published = pretrained is True
     assert ("huggingface.co" in json.dumps(model)) == published
     assert (read.properties.get("license") == "MIT") == published
     assert ("mlm:weights" in asset.roles) == published
-    assert bool(told.tasks) == (weights != "random")
+    assert bool(extension.tasks) == (weights != "random")
     if published and weights != "not loaded":
         assert FileExtension.ext(asset).checksum == f"1220{OFFICIAL_SHA256}"
     else:
@@ -408,7 +408,7 @@ def test_the_footprint_is_true(
     assert all(-180 <= part.bounds[0] <= part.bounds[2] <= 180 for part in parts)
     assert (west > east) == (len(parts) == 2)
     to_lonlat = emb.odc.geobox.crs.transformer_to_crs(CRS("EPSG:4326"))
-    for inside, offset in ((True, 10), (False, -10)):  # metres
+    for inside, offset in ((True, 10), (False, -10)):  # meters
         xs = np.array([left + offset, left + width * cell / 2, left + width * cell - offset])
         ys = np.array([top - offset, top - height * cell / 2, top - height * cell + offset])
         rim = [(x, y) for x in xs for y in ys if x != xs[1] or y != ys[1]]

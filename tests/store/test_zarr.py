@@ -324,7 +324,7 @@ def test_statistics_are_recorded_and_not_made_again(tmp_path: Path) -> None:
 
     path = tmp_path / "b" / "area.zarr"
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (path / "anysat/c/0/0/0").unlink()  # lies within the cube's first chunk
+    (path / "anysat/c/0/0/0").unlink()  # within the first chunk of the cube
     read.clear()
     again = emb.anysat.to_zarr(path)
     assert set(read) == {(0, 0, 0, 0)}
@@ -434,7 +434,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 @pytest.mark.slow
 def test_errors_of_the_codecs(scene: np.ndarray) -> None:
-    """docs/storage.md tells these figures. The weights are random: what is measured is the codec."""
+    """docs/storage.md has these figures. The weights are random, so they describe the codec."""
     gaussian = np.random.default_rng(0).normal(size=(768, 25, 25)).astype(np.float32)
     outliers = gaussian * np.where(np.arange(768) < 8, 20, 1)[:, None, None].astype(np.float32)
     for values in (scene, gaussian, outliers):
@@ -771,7 +771,7 @@ def test_other_items_are_shown_where_they_differ(tmp_path: Path) -> None:
 
 
 def test_a_module_cannot_be_told_from_another(tmp_path: Path) -> None:
-    """A module has no hash: its embeddings are gone on with by the same object only."""
+    """A module has no hash, so only the same object resumes its embeddings."""
     first, second = (xr_anysat.load_model("tiny", weights=("random", i), device="cpu") for i in range(2))
     cube = small_cube(height=12, width=12).chunk(time=3)
     emb = cube.anysat.embed(2, norm="pastis", tile=6, model=first)
@@ -972,7 +972,7 @@ def test_open_reads_no_blocks(tmp_path: Path) -> None:
 
 
 def test_building_a_store_reads_no_blocks_back(tmp_path: Path) -> None:
-    """What was finished is told by names alone."""
+    """The names of files alone show which blocks are finished."""
     emb = embeddings()
     got: list[tuple[str, int]] = []
     emb.anysat.to_zarr(Watched(LocalStore(tmp_path / "area.zarr"), got))
@@ -1151,7 +1151,7 @@ def test_a_run_that_finishes_clears_away_the_draft_of_another(
     real, held = pathlib.Path.replace, threading.Event()
 
     def replace(draft: Path, final: Path) -> Path:
-        if not held.is_set():  # a draft lies there: let another run begin, finish, and clear up
+        if not held.is_set():  # a draft exists: let another run start, finish and clean up
             held.set()
             emb.anysat.to_zarr(path)
         return real(draft, final)
@@ -1266,7 +1266,7 @@ def test_s3_cannot_be_read(kind: str, s3: S3Server) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3fs", "obstore"])
 def test_two_at_once_on_s3(kind: str, s3: S3Server) -> None:
-    """Both have seen that there is nothing; the second to write is refused, though the first has gone on since."""
+    """Both have seen an empty location; the second to write is refused, although the first has continued since."""
     name = f"{kind}-twice.zarr"
     both, gone_on = threading.Barrier(2, timeout=60), threading.Event()
 

@@ -1,4 +1,4 @@
-"""One small Sentinel-2 cube in the shapes that its usual makers give it, and cubes that nobody may read."""
+"""One small Sentinel-2 cube in the forms of several libraries, and cubes that must not be read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plain(
 
 
 def centred(dates: Any = DATES, **options: Any) -> xr.DataArray:
-    """The same with the centres of its 10 m pixels."""
+    """The same with the centers of its 10 m pixels."""
     cube = plain(dates, **options)
     height, width = cube.shape[-2:]
     return cube.assign_coords(
@@ -174,7 +174,7 @@ def tile_of_sentinel2(chunks: tuple[int, ...], *, dataset: bool = False) -> xr.D
     return cube.assign_coords(band=list(xr_anysat.BANDS)).odc.assign_crs("EPSG:32632")
 
 
-# ---------------------------------------------------------------------- what nobody may read
+# ---------------------------------------------------------------------- cubes that must not be read
 
 
 def _explode(block: np.ndarray) -> np.ndarray:

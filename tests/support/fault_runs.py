@@ -73,7 +73,7 @@ def _watched(cube: xr.DataArray, reads: Path, pause: float, trouble: str = "") -
 def _read(
     values: np.ndarray, *, reads: str, pause: float, trouble: str, block_id: tuple[int, ...]
 ) -> np.ndarray:
-    """Leave a marker, named by block and process, and hand on what was read; or make the trouble that is asked for."""
+    """Leave a marker, named by block and process, and return what was read, or cause a requested fault."""
     row, col = block_id[-2:]
     earlier = len(list(Path(reads).glob(f"{row}-{col}.*")))
     (Path(reads) / f"{row}-{col}.{os.getpid()}.{uuid.uuid4().hex}").touch()
@@ -179,7 +179,7 @@ def embed_to_store(
     Says ("blocks", finished, all) as it goes, and at the end ("operations", what was done to files of
     `folder`) and either ("done",) or ("error", type, message, notes). Is killed when it is about to do the
     operation with the number, or the beginning, `moment`; closes its client after `close_after` blocks;
-    with `stay`, goes on to live with its client; with `gpu`, tasks ask for one.
+    with `stay`, it outlives its client; with `gpu`, tasks need one.
     """
     import torch
 

@@ -33,7 +33,7 @@ class Hub(LocalServer):
     @property
     def ranges(self) -> list[str]:
         """Range headers of the GET requests that had one."""
-        return [asked for method, asked in self.requests if method == "GET" and asked]
+        return [requested for method, requested in self.requests if method == "GET" and requested]
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -47,8 +47,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self._answer(with_body=True)
 
         def _answer(self, with_body: bool) -> None:
-            asked = self.headers.get("Range")
-            hub.requests.append((self.command, asked))
+            requested = self.headers.get("Range")
+            hub.requests.append((self.command, requested))
             match = re.fullmatch(r"/(.+)/resolve/main/(.+)", self.path)
             content = hub.files.get("/".join(match.groups())) if match else None
             if hub.status is not None or content is None:
@@ -58,16 +58,16 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1)) if asked else 0
+            start = int(re.fullmatch(r"bytes=(\d+)-", requested).group(1)) if requested else 0
             etag = hashlib.sha256(content).hexdigest()
-            self.send_response(206 if asked else 200)
+            self.send_response(206 if requested else 200)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{etag}"')
             self.send_header("X-Linked-ETag", f'"{etag}"')
             self.send_header("X-Linked-Size", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(content) - start))
-            if asked:
+            if requested:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             if not with_body:

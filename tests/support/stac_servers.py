@@ -54,7 +54,7 @@ class FaultyServer(LocalServer):
     items : list of dict
         What ``/search`` answers, a page of `page` each.
     faults : dict
-        For a path (a regular expression) the faults of its next requests, one each; a callable is asked
+        For a path (a regular expression), the faults of its next requests, one each; a callable is called
         at every request instead.
     """
 
@@ -81,11 +81,11 @@ class FaultyServer(LocalServer):
         """Requests a path, of those paths that contain `part`."""
         return Counter(path for _, path, _ in self.requests if part in path)
 
-    def next_fault(self, path: str, asked: str | None) -> Fault | None:
+    def next_fault(self, path: str, requested: str | None) -> Fault | None:
         for pattern, faults in self.faults.items():
             if re.search(pattern, path):
                 if callable(faults):
-                    return faults(path, asked)
+                    return faults(path, requested)
                 return faults.pop(0) if faults else None
         return None
 
@@ -107,9 +107,9 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.split("?")[0]
             with server._lock:
-                asked = self.headers.get("Range")
-                server.requests.append((self.command, path, asked))
-                fault = server.next_fault(path, asked) or Fault()
+                requested = self.headers.get("Range")
+                server.requests.append((self.command, path, requested))
+                fault = server.next_fault(path, requested) or Fault()
                 server.busy += 1
                 server.busiest = max(server.busiest, server.busy)
             try:
@@ -130,17 +130,17 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                     server.busy -= 1
 
         def _file(self, content: bytes, fault: Fault) -> None:
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+            requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
             start, stop = 0, len(content)
             extra = {"Accept-Ranges": "bytes"}
-            if asked:
-                start = int(asked[1])
-                stop = min(stop, int(asked[2]) + 1) if asked[2] else stop
+            if requested:
+                start = int(requested[1])
+                stop = min(stop, int(requested[2]) + 1) if requested[2] else stop
                 if start >= len(content):
                     self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                     return
                 extra["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            self._send(206 if asked else 200, content[start:stop], extra, fault.break_after)
+            self._send(206 if requested else 200, content[start:stop], extra, fault.break_after)
 
         def _json(self, content: dict[str, Any]) -> None:
             self._send(200, json.dumps(content).encode(), {"Content-Type": "application/geo+json"})
