@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.threaded
 import pytest
+from hypothesis import settings
 
 import xr_anysat
 
@@ -17,6 +18,11 @@ import xr_anysat
 # almost three times as long. Torch reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Random tests try few examples, always the same; --hypothesis-profile long tries many, new ones each time
+settings.register_profile("few", max_examples=10, derandomize=True)
+settings.register_profile("long", max_examples=3000)
+settings.load_profile("few")
 
 # A shell without job control ignores SIGINT in what it starts in the background, and so would every process of a test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

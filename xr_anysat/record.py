@@ -28,6 +28,7 @@ from xr_anysat.shared.serialization import (
     list_of,
     one_of,
     optional,
+    or_none,
     parse_json,
     read_value,
     whole,
@@ -117,9 +118,9 @@ FIELDS: dict[str, Field] = {
     "tile": Field(24, attribute="tile", rule=whole(1, MAX_PIXELS)),
     "overlap": Field(0, attribute="overlap", rule=whole(0, MAX_PIXELS)),
     "anchor": Field("auto", vectors=False, attribute="anchor", rule=TEXT),
-    "resize": Field(None, rule=optional(whole(1, MAX_PIXELS), or_none=True)),
+    "resize": Field(None, rule=or_none(whole(1, MAX_PIXELS))),
     "output": Field("patch", attribute="output", rule=_OUTPUT),
-    "pool": Field(None, vectors=False, attribute="pool", rule=optional(TEXT, or_none=True)),
+    "pool": Field(None, vectors=False, attribute="pool", rule=or_none(TEXT)),
     "model": Field(
         "base", vectors=False, attribute="model", rule=one_of(*SIZES)
     ),  # compared from the attribute
@@ -128,7 +129,7 @@ FIELDS: dict[str, Field] = {
     ),  # identified by their hash
     "device": Field("auto", results=False, vectors=False, attribute="device", rule=TEXT),
     "precision": Field("float32", attribute="precision", rule=one_of(*PRECISIONS)),
-    "batch": Field(None, results=False, vectors=False, rule=optional(whole(1), or_none=True)),
+    "batch": Field(None, results=False, vectors=False, rule=or_none(whole(1))),
 }
 """Every option of `embed`, in the order of its signature. A new option is a new entry, with its version."""
 

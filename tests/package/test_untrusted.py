@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,30 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from support.cubes import small_cube
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.cubes import no_compute, small_cube
+from support.mutations import damage_store, damaged, mutated
 
 import xr_anysat
-from xr_anysat import AnySatError, Clusters, CubeError, OptionError, PCAModel, Statistics
-from xr_anysat.cube.timeline import timeline
+from xr_anysat import (
+    AnySatError,
+    AnySatWarning,
+    Clusters,
+    CubeError,
+    OptionError,
+    PCAModel,
+    Statistics,
+    StoreError,
+)
+from xr_anysat.cube.timeline import has_timeline, timeline
+from xr_anysat.record import encoder_spec_of
 from xr_anysat.shared.text import safe_name
+from xr_anysat.store.identity import STORE_ATTR
+
+RANDOM = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 OUTSIDE = "/../../../victim_home/.config/important"
 
@@ -254,7 +275,7 @@ def as_lists(attrs: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_netcdf(attrs: dict[str, Any]) -> dict[str, Any]:
-    numbers = {k: np.int32(v) for k, v in attrs.items() if isinstance(v, int)}
+    numbers = {k: np.int32(v) for k, v in attrs.items() if isinstance(v, int) and abs(v) < 2**31}
     return attrs | numbers | {k: v[0] for k, v in attrs.items() if isinstance(v, list) and len(v) == 1}
 
 
@@ -333,4 +354,250 @@ def test_frames_without_times_are_refused(name: str) -> None:
     frames = small_cube(height=8, width=8).anysat.frames(2).assign_coords({name: ("time", ["a", "b"])})
     with pytest.raises(CubeError, match=f"the coordinate '{name}' of composed frames"):
         timeline(frames)
-    assert "expected times" in frames.anysat._repr_html_()
+    assert "expected a time" in frames.anysat._repr_html_()
+
+
+# ---------------------------------------------------------------------- stores
+
+
+def written(path: Path, codec: str | None = None) -> dict[str, Any]:
+    """Write a small store, and return the metadata of its group."""
+    emb = embedding()
+    row = xr.DataArray(np.arange(8.0), dims="y")
+    emb.isel(D=slice(3)).assign_coords(row=row, note="a").chunk(D=-1, y=4, x=4).anysat.to_zarr(path, codec)
+    group: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())
+    return group
+
+
+def enlarged(group: dict[str, Any], rows: int, cols: int, block: int, chunk: int) -> dict[str, Any]:
+    """Declare another shape, and no more data."""
+    identity = json.loads(group["attributes"][STORE_ATTR])
+    identity["grid"]["shape"], identity["block"] = [3, rows, cols], [block, block]
+    arrays = group["consolidated_metadata"]["metadata"]
+    del arrays["row"]
+    arrays["anysat"] |= {
+        "shape": [3, rows, cols],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3, block, block]}},
+    }  # fmt: skip
+    arrays["anysat"]["codecs"][0]["configuration"]["chunk_shape"] = [3, block, block]
+    for name, size in (("y", rows), ("x", cols)):
+        arrays[name]["shape"] = [size]
+        arrays[name]["chunk_grid"]["configuration"]["chunk_shape"] = [chunk]
+    group["attributes"][STORE_ATTR] = json.dumps(identity)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "block", "chunk", "says"),
+    [
+        (3_000_000, 3_000, 16, 10**6, "the grid has 35250000 blocks .*expected at most 16777216"),
+        (2**23 + 1, 16, 16, 10**6, "'shape' is .*expected a shape up to"),
+        (2**23, 16, 16, 8, "the array 'y' has 1048576 chunks .*expected at most 1024"),
+    ],
+)
+def test_an_absurd_shape_is_refused(
+    rows: int, cols: int, block: int, chunk: int, says: str, tmp_path: Path
+) -> None:
+    group = enlarged(written(tmp_path / "area.zarr"), rows, cols, block, chunk)
+    (tmp_path / "area.zarr" / "zarr.json").write_text(json.dumps(group))
+    with no_compute(), pytest.raises(StoreError, match=says):
+        xr_anysat.open(tmp_path / "area.zarr")
+
+
+def test_a_large_shape_without_data_has_no_task_for_each_block(tmp_path: Path) -> None:
+    group = enlarged(written(tmp_path / "area.zarr"), 32_000, 32_000, 8, 32_000)
+    shutil.rmtree(tmp_path / "area.zarr" / "y" / "c")
+    shutil.rmtree(tmp_path / "area.zarr" / "x" / "c")
+    (tmp_path / "area.zarr" / "zarr.json").write_text(json.dumps(group))
+    with no_compute(), pytest.warns(AnySatWarning, match="15999996 of 16000000 blocks .* are not finished"):
+        emb = xr_anysat.open(tmp_path / "area.zarr")
+    assert emb.shape == (3, 32_000, 32_000)
+    layers = emb.__dask_graph__().layers.values()
+    assert all(len(layer) == 1 or not layer.is_materialized() for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"shape": [9]},
+            r"the array 'row' has the dimensions \[\"y\"\] and the shape \[9\]: expected dimensions",
+        ),
+        ({"shape": [[8]]}, "the array 'row' has the dimensions"),
+        ({"dimension_names": ["row"]}, r"the array 'row' has the dimensions \[\"row\"\]"),
+        ({"dimension_names": "y"}, "the array 'row' has the dimensions"),
+        ({"dimension_names": ["y", "y"], "shape": [8, 8]}, "the array 'row' has chunks of"),
+        ({"shape": ...}, "the metadata of 'row' are not those of an array"),
+        ({"chunk_grid": {"configuration": {"chunk_shape": [0]}}}, r"the array 'row' has chunks of \[0\]"),
+        ({"data_type": "nothing"}, "cannot be opened"),
+        ({"codecs": [{"name": "nothing"}]}, "cannot be opened"),
+    ],
+)
+def test_a_malformed_coordinate_is_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "area.zarr"
+    group = written(path)
+    arrays = group["consolidated_metadata"]["metadata"]
+    arrays["row"] = {k: v for k, v in (arrays["row"] | changed).items() if v is not ...}
+    (path / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(StoreError, match=rf"area\.zarr' .*{says}"):
+        xr_anysat.open(path)
+
+
+def test_a_damaged_coordinate_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "area.zarr"
+    written(path)
+    (path / "row" / "c" / "0").write_bytes(b"damaged")
+    emb = xr_anysat.open(path)
+    with pytest.raises(
+        StoreError, match=r"the coordinate 'row' of .*area\.zarr' cannot be read: .*drop_vars\('row'\)"
+    ):
+        emb["row"].compute()
+    np.testing.assert_array_equal(emb.drop_vars("row"), embedding()[:3])
+    (path / "note" / "c").write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=r"cannot be opened: .*Its metadata or coordinates are damaged"):
+        xr_anysat.open(path)
+
+
+# ---------------------------------------------------------------------- random damage
+# Few examples each; `pytest --hypothesis-profile long tests/package/test_untrusted.py` tries thousands.
+
+MAX_EXPORTED_BYTES = 1 << 24
+
+
+def attempt(*calls: Any) -> None:
+    """Make calls, each of which may raise an AnySatError and nothing else."""
+    for call in calls:
+        with suppress(AnySatError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", AnySatWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of huge numbers
+            call()
+
+
+def exercise(emb: xr.DataArray, folder: Path) -> None:
+    """Show, analyse and export an embedding that may be anything."""
+    attempt(
+        lambda: (repr(emb), emb._repr_html_(), repr(emb.anysat), emb.anysat._repr_html_()),
+        emb.anysat.pool,
+        lambda: emb.anysat.change(emb),
+        lambda: encoder_spec_of(emb),
+    )
+    if emb.nbytes > MAX_EXPORTED_BYTES:
+        return
+    attempt(
+        lambda: emb.anysat.to_zarr(folder / "out" / "copy.zarr"),
+        lambda: emb.anysat.to_zarr(folder / "out" / "small.zarr", "int8"),
+        lambda: emb.anysat.to_cog(folder / "out" / "copy.tif"),
+        lambda: emb.anysat.seam_score(),
+        lambda: emb.anysat.similarity((0, 0)),
+        lambda: emb.load(),
+    )
+
+
+def outside(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.is_file() and "out" not in p.relative_to(folder).parts}
+
+
+@pytest.fixture(scope="module")
+def original() -> xr.DataArray:
+    """An embedding whose store has a margin, and 2 × 2 blocks."""
+    cube = small_cube(height=13, width=13).chunk(time=3, y=5, x=5)
+    with xr_anysat.config.set(tile=4):
+        emb: xr.DataArray = cube.anysat.embed(2, period="2022", model="tiny", weights="random", norm="pastis")
+    return emb.isel(D=slice(3)).load().chunk(D=-1, y=(5, 8), x=(5, 8))
+
+
+@pytest.fixture(scope="module", params=[None, "int8"])
+def store(request: pytest.FixtureRequest, original: xr.DataArray, tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("valid") / "area.zarr"
+    original.anysat.to_zarr(folder, request.param)
+    return folder
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_a_damaged_store(data: st.DataObject, store: Path, original: xr.DataArray) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "deep" / "er" / "area.zarr"
+        shutil.copytree(store, path)
+        damage_store(data.draw, path)
+        (folder / "deep" / "er" / "out").mkdir()
+        before = outside(folder)
+        attempt(
+            lambda: exercise(xr_anysat.open(path), folder / "deep" / "er"),
+            lambda: xr_anysat.open(path).anysat.check(),
+        )
+        assert outside(folder) == before
+        attempt(lambda: original.anysat.to_zarr(path))
+        assert {p for p in outside(folder) if path not in p.parents} <= before | {
+            path.with_name("area.stac.json"),
+            path.with_name("anysat-tiny-random-0.json"),
+        }
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_damaged_attributes(data: st.DataObject, original: xr.DataArray) -> None:
+    form = data.draw(st.sampled_from([dict, as_numpy, as_netcdf]))
+    emb = original.copy()
+    attrs = data.draw(mutated(original.attrs))
+    emb.attrs = form(attrs) if isinstance(attrs, dict) else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "deep" / "er"
+        (folder / "out").mkdir(parents=True)
+        exercise(emb, folder)
+        assert not outside(Path(name))
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_damaged_frames(data: st.DataObject) -> None:
+    frames = small_cube(height=6, width=6).anysat.frames(2, period="2022")
+    items = [{"id": "A", "datetime": "2022-03-01T10:20:30Z", "used": "cloudy: 90 %"}]
+    frames = frames.assign_attrs(items=json.dumps(items), catalog="https://stac.example.org")
+    attrs = data.draw(mutated(frames.attrs))
+    frames.attrs = attrs if isinstance(attrs, dict) else {}
+    names = ["time", "doy", "n_obs", "bin_start", "bin_end", "band", "y", "x"]
+    name = data.draw(st.sampled_from([None, None, *names]))
+    if name in frames.coords:
+        dim, size = frames[name].dims[0], frames[name].size
+        values = data.draw(
+            st.sampled_from([["a"] * size, [NAN] * size, [10**18] * size, [0] * size, [None] * size])
+        )
+        frames = frames.assign_coords({name: (dim, np.array(values))})
+    attempt(
+        lambda: (repr(frames), frames._repr_html_(), repr(frames.anysat), frames.anysat._repr_html_()),
+        lambda: has_timeline(frames) and timeline(frames),
+        lambda: frames.anysat.plan(None, model="tiny", weights="random", tile=4),
+        lambda: frames.anysat.frames(None),
+        lambda: frames.chunk(x=3).anysat.embed(None, model="tiny", weights="random", tile=4),
+    )
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_damaged_json_of_results(kind: type[Statistics], data: st.DataObject) -> None:
+    emb = xr.DataArray(np.ones((2, 2, 3), "float32"), dims=("D", "y", "x"))
+    cube = small_cube(height=4, width=4).chunk(x=2)
+    text = json.dumps(data.draw(mutated(RESULTS[kind])))
+    if data.draw(st.integers(0, 4)) == 0:
+        text = data.draw(damaged(text.encode("utf-8", "surrogatepass"))).decode("latin-1")
+
+    def use() -> None:
+        model: Any = kind.from_json(text)
+        assert kind.from_json(model.to_json()) == model
+        repr(model)
+        if kind is Statistics:
+            cube.anysat.embed(2, norm=model, model="tiny", weights="random", tile=4)
+        elif kind is PCAModel:
+            emb.anysat.reduce(model=model)[0].load()
+            emb.anysat.rgb(model=model)[0].load()
+        else:
+            emb.anysat.cluster(model=model)[0].load()
+
+    attempt(use)

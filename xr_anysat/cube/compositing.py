@@ -33,6 +33,7 @@ from xr_anysat.shared.serialization import (
     list_of,
     one_of,
     optional,
+    or_none,
     parse_json,
     plain,
     whole,
@@ -222,7 +223,7 @@ def check_composed(
     differs = options != defaults or options.frames not in (None, recorded)
     if differs or bands is not None or nodata is not None:
         raise OptionError(
-            f"this cube is already composed (frames={recorded}, {cube.sizes['time']} of them observed): pass "
+            f"this cube is already composed (frames={recorded}, {cube.sizes.get('time', 1)} of them observed): pass "
             "frames=None without bands=, nodata= and options of composing, or start from the acquisitions"
         )
     if options.doy_base not in (0, base):
@@ -243,6 +244,12 @@ def check_composed(
             "seems that several results of frames() were joined. Drop attrs['anysat_frames'] and pass frames=None to "
             "read them as a cube of acquisitions"
         )
+    check_frame_times(cube)
+    if "n_obs" in cube.coords and cube["n_obs"].dtype.kind not in "iu":
+        raise CubeError(
+            f"composed frames with an 'n_obs' coordinate of dtype {cube['n_obs'].dtype}: expected whole numbers; drop "
+            "it with cube.drop_vars('n_obs')"
+        )
     doy = cube.coords.get("doy")
     if doy is None or doy.dims != ("time",) or not set(doy.values.tolist()) <= set(range(367)):
         raise CubeError(
@@ -251,6 +258,23 @@ def check_composed(
             "them as a cube of acquisitions"
         )
     return True
+
+
+def check_frame_times(frames: xr.DataArray | xr.Dataset) -> None:
+    """Refuse composed frames whose coordinates of time are not times.
+
+    Raises
+    ------
+    CubeError
+        Naming the coordinate.
+    """
+    for name in {"time", "bin_start", "bin_end"} & set(frames.coords):
+        values = frames[name].values
+        if values.dtype.kind != "M" or np.isnat(values).any():
+            raise CubeError(
+                f"the coordinate {name!r} of composed frames has the dtype {values.dtype}, or no value in places: "
+                "expected a time for each frame. Compose the acquisitions again with frames()"
+            )
 
 
 def _is_period(text: Any) -> bool:
@@ -267,13 +291,13 @@ YEARS = range(1900, 2201)
 PERIOD_RULE = Rule("two dates such as '2022-01-01/2023-01-01'", _is_period)
 
 FRAMES_RULES = {
-    "frames": optional(whole(1, MAX_FRAMES), or_none=True),
+    "frames": or_none(whole(1, MAX_FRAMES)),
     "period": PERIOD_RULE,
     "reduce": optional(TEXT),
     "empty": TEXT,
     "doy": optional(TEXT),
     "doy_base": one_of(0, 1),
-    "fill_value": optional(NUMBER, or_none=True),
+    "fill_value": optional(or_none(NUMBER)),
     "acquisitions": whole(1),
     "outside_period": optional(whole(0)),
     "dates": list_of(DATE),

@@ -21,6 +21,7 @@ import xarray as xr
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
 from xr_anysat.shared.grid import crs_title
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.values import is_number
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -257,7 +258,7 @@ def _declared_nodata(var: xr.DataArray) -> float | None:
             if store.get(key) is not None:
                 try:
                     return float(np.asarray(store[key]).reshape(-1)[0])
-                except (ValueError, TypeError, IndexError) as error:
+                except (ValueError, TypeError, IndexError, OverflowError) as error:
                     raise CubeError(
                         f"{key}={store[key]!r} in the cube's metadata: expected a number. Pass the value of missing "
                         "pixels, e.g. nodata=0"
@@ -269,7 +270,7 @@ def _nodata(var: xr.DataArray, given: float | str | None) -> float:
     if isinstance(given, str) and given == "nan":  # from a record in JSON
         return float("nan")
     if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int | float | np.integer | np.floating):
+        if not (is_number(given) or isinstance(given, float | np.floating)):  # NaN and infinity are allowed
             raise OptionError(
                 f"nodata={given!r}: expected a number, or None for the value in the cube's metadata"
             )

@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -18,11 +17,11 @@ from xr_anysat.cube.compositing import (
     FRAMES_ATTR,
     ITEMS_ATTR,
     bin_bounds,
+    check_frame_times,
     frames_record,
     items_record,
     parse_period,
 )
-from xr_anysat.errors import CubeError
 
 ALONG_TIME = ("time", "doy", "n_obs", "bin_start", "bin_end")
 """Coords that composed frames have along time."""
@@ -112,13 +111,7 @@ def timeline(frames: xr.DataArray) -> Timeline:
     {'in a frame': 3, 'outside the period': 1}
     """
     record = frames_record(frames)
-    for name in ("time", "bin_start", "bin_end"):
-        values = frames[name].values
-        if values.dtype.kind != "M" or np.isnat(values).any():
-            raise CubeError(
-                f"the coordinate {name!r} of composed frames is {frames[name].dtype}, or not a time for each frame: "
-                "expected times. Compose the acquisitions again with frames()"
-            )
+    check_frame_times(frames)
     span = parse_period(record["period"])
     assert span is not None  # the record has the period that was used
     groups = {USED: [pd.Timestamp(d) for d in record["dates"]]}

@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, ClassVar, Self
 
@@ -205,11 +205,14 @@ def list_of(rule: Rule, length: int | None = None, *, minimum: int = 0) -> Rule:
     )
 
 
-def optional(rule: Rule, *, or_none: bool = False) -> Rule:
-    """Return a rule for an entry that may be missing, or is None if `or_none`."""
-    if not or_none:
-        return Rule(rule.expected, rule.holds, required=False)
-    return Rule(f"{rule.expected}, or null", lambda v: v is None or rule.holds(v), required=False)
+def optional(rule: Rule) -> Rule:
+    """Return the rule of an entry that may be missing."""
+    return replace(rule, required=False)
+
+
+def or_none(rule: Rule) -> Rule:
+    """Return the rule of a value that may be None, which is null in JSON."""
+    return replace(rule, expected=f"{rule.expected}, or null", holds=lambda v: v is None or rule.holds(v))
 
 
 # ---------------------------------------------------------------------- results

@@ -6,6 +6,7 @@ Everything here that was read from a store is checked before use: a store may co
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from xr_anysat.shared.serialization import (
     list_of,
     one_of,
     optional,
+    or_none,
     parse_json,
     whole,
 )
@@ -41,6 +43,9 @@ STORE_ATTR = "anysat_store"
 
 MAX_SIDE = 2**23
 """Largest number of cells along y or x. At 10 m this is twice the circumference of the Earth."""
+
+MAX_COORDINATE_CHUNKS = 1024
+"""Largest number of chunks of a coordinate such as y, all of which are read when a store is opened."""
 
 MAX_CHANNELS = 2**16
 """Largest number of channels; a model of AnySat has at most 1536."""
@@ -94,7 +99,11 @@ def read_identity(root: Any, target: StoreLocation) -> dict[str, Any] | None:
             f"{target} contains {what}, but not what emb.anysat.to_zarr(...) writes: give another path. "
             "xarray.open_zarr opens any Zarr store"
         ) from None
-    problem = _problem_of_identity(identity) or _problem_of_arrays(group, identity)
+    problem = (
+        _problem_of_identity(identity)
+        or _problem_of_arrays(group, identity)
+        or _problem_of_coordinates(group, identity)
+    )
     if problem is not None:
         raise StoreError(
             f"{target} is damaged or was not written by to_zarr: {problem}. Restore its zarr.json from a copy, or "
@@ -113,7 +122,7 @@ _IDENTITY: dict[str, Rule] = {
     "margin": list_of(whole(0, MAX_SIDE), 2),
     "grid": OBJECT,
     "coords": OBJECT,
-    "weights": optional(TEXT, or_none=True),
+    "weights": optional(or_none(TEXT)),
     "attrs": OBJECT,
 }
 """The rule of each entry of an identity."""
@@ -126,7 +135,7 @@ _GRID: dict[str, Rule] = {
         ),
     ),
     "transform": optional(list_of(NUMBER, 6)),
-    "geotransform": optional(TEXT, or_none=True),
+    "geotransform": optional(or_none(TEXT)),
 }
 """The rule of each entry of the grid in an identity."""
 
@@ -147,6 +156,37 @@ def _problem_of_identity(identity: Any) -> str | None:
         )
     if identity["codec"] is not None and identity["dtype"] != "float32":
         return f"the codec {identity['codec']!r} does not store {identity['dtype']}: expected float32"
+    return None
+
+
+def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | None:
+    """Return which array is not on the grid of the identity, or in so many chunks that opening it takes long."""
+    layout = layout_of(identity)
+    depth, *cells = identity["grid"]["shape"]
+    sizes = {"D": depth} | {d: n + m for d, n, m in zip(("y", "x"), cells, layout.margin, strict=True)}
+    try:
+        arrays = dict(group["consolidated_metadata"]["metadata"])
+    except (KeyError, TypeError, ValueError):
+        return "the consolidated metadata are missing"
+    for name, array in arrays.items():
+        try:
+            dims, shape = array.get("dimension_names") or [], array["shape"]
+            chunks = array["chunk_grid"]["configuration"]["chunk_shape"]
+        except (AttributeError, KeyError, TypeError):
+            return f"the metadata of {name!r} are not those of an array"
+        if not list_of(one_of(*sizes)).holds(dims) or shape != [sizes[d] for d in dims]:
+            return (
+                f"the array {name!r} has the dimensions {shorten(dims, None)} and the shape {shorten(shape, None)}: "
+                f"expected dimensions of the grid, {sizes}"
+            )
+        if not list_of(whole(1, MAX_SIDE), len(dims)).holds(chunks):
+            return f"the array {name!r} has chunks of {shorten(chunks, None)}: expected whole numbers from 1"
+        count = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
+        limit = (
+            MAX_COORDINATE_CHUNKS if dims == [name] else MAX_BLOCKS
+        )  # the former are read when a store is opened
+        if count > limit:
+            return f"the array {name!r} has {count} chunks of {chunks}: expected at most {limit}"
     return None
 
 

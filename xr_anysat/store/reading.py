@@ -82,7 +82,9 @@ def open(
     data = _lazy_values(dataset, identity, target)
     if unfinished and len(layout.arrays) > 1:
         data = _without_partial_blocks(data, layout, target)
-    emb = xr.DataArray(data, _lazy_coords(dataset, data.chunks), stored.dims, stored.name, stored.attrs)
+    emb = xr.DataArray(
+        data, _lazy_coords(dataset, data.chunks, target), stored.dims, stored.name, stored.attrs
+    )
     if any(layout.margin):
         emb = with_transform(emb, identity["grid"].get("geotransform"))
     if layout.codec is not None:
@@ -177,6 +179,9 @@ def _open_dataset(root: Any, identity: dict[str, Any], target: StoreLocation) ->
     """Open a store with all its arrays, without its margin, lazily and without dask."""
     try:
         dataset = xr.open_zarr(root, chunks=None, decode_coords="all")
+        for coord in dataset.coords.values():
+            if not coord.ndim:
+                coord.variable.load()
     except Exception as error:  # of xarray, zarr, or a codec, for metadata that are not theirs
         raise StoreError(
             f"{target} cannot be opened: {type(error).__name__}: {error}. Its metadata or coordinates are damaged: "
@@ -185,15 +190,42 @@ def _open_dataset(root: Any, identity: dict[str, Any], target: StoreLocation) ->
     return dataset.isel({d: slice(m, None) for d, m in zip(("y", "x"), identity["margin"], strict=True)})
 
 
-def _lazy_coords(dataset: xr.Dataset, chunks: tuple[Any, ...]) -> dict[Any, xr.DataArray]:
+def _lazy_coords(
+    dataset: xr.Dataset, chunks: tuple[Any, ...], target: StoreLocation
+) -> dict[Any, xr.DataArray]:
     """Return the coordinates; those that are no index in chunks like the blocks."""
+    import dask.array as da
+
     sizes = dict(zip(("D", "y", "x"), chunks, strict=True))
-    return {
-        name: coord
-        if name in dataset.indexes or not coord.ndim
-        else coord.chunk({d: sizes[d] for d in coord.dims})
-        for name, coord in dataset.coords.items()
-    }
+    coords = {}
+    for name, coord in dataset.coords.items():
+        if name not in dataset.indexes and coord.ndim:
+            values = _StoredCoordinate(coord.variable, str(name), target)
+            meta = np.empty((0,) * values.ndim, values.dtype)
+            own = tuple(sizes[str(d)] for d in coord.dims)
+            coord = coord.copy(data=da.from_array(values, own, name=False, fancy=False, meta=meta))
+        coords[name] = coord
+    return coords
+
+
+class _StoredCoordinate:
+    """A stored coordinate: an array for dask, which names the coordinate if it cannot be read."""
+
+    def __init__(self, variable: xr.Variable, name: str, target: StoreLocation) -> None:
+        self.variable, self.name, self.target = variable, name, target
+        self.shape, self.ndim, self.dtype = variable.shape, variable.ndim, variable.dtype
+
+    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+        try:
+            values: np.ndarray = self.variable[index].values
+        except MemoryError:
+            raise
+        except Exception as error:  # of a checksum, a codec, the file system, or a server
+            raise StoreError(
+                f"the coordinate {self.name!r} of {self.target} cannot be read: {type(error).__name__}: {error}. "
+                f"Restore its files from a copy, or drop it, emb.drop_vars({self.name!r})"
+            ) from error
+        return values
 
 
 def _has_checksums(dataset: xr.Dataset) -> bool:
