@@ -1500,3 +1500,71 @@ def test_what_was_loaded_is_recorded_on_frames_and_embedding(tmp_path: Path) -> 
         ).compute()
     part = cube.isel(time=slice(0, 1))
     assert json.loads(part.anysat.frames(1).attrs["anysat_frames"])["period"] != cube.attrs["anysat_period"]
+
+
+# --- addresses that a catalog may not name -------------------------------------------------------
+
+UNSAFE = [
+    "file:///etc/passwd", "/etc/passwd", "/vsicurl/http://example.org/a.tif", "/vsizip//etc/a.zip/b.tif",
+    "http://127.0.0.1:9/a.tif", "http://2130706433/a.tif", "http://[::1]/a.tif", "http://10.1.2.3/a.tif",
+    "http://169.254.169.254/latest", "http://localhost/a.tif", "http://metadata.google.internal/a", "ftp://a.b/c.tif",
+    "<VRTDataset rasterXSize='1'/>", "GTIFF_DIR:1:/etc/passwd", "https://[bad/a.tif", "../../../etc/passwd", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("href", UNSAFE)
+def test_an_address_on_this_machine_or_in_its_network_is_not_read(tmp_path, href):
+    item = make_item(tmp_path, "one", base="https://example.org")
+    item.assets["green"].href = href
+    item.set_self_href(None)
+    judged = stac_items.judge_item(item, "auto", needs_scl=True, extra=(), catalog="https://example.org/v1")
+    assert judged.unused == f"unsafe address: asset 'green' is {href[:80]!r}"
+    assert stac_items.judge_item(item, "auto", needs_scl=True, extra=()).unused is None  # passed by the user
+
+
+@pytest.mark.parametrize(
+    ("href", "catalog"),
+    [
+        ("https://e84.s3.amazonaws.com/B02.tif?token=a", "https://example.org/v1"),
+        ("s3://eodata/a/B02.jp2", "https://example.org/v1"),
+        ("http://10.1.2.3/a.tif", "http://10.9.9.9/stac"),
+        ("file:///data/B02.tif", "http://localhost:8080"),
+    ],
+)
+def test_other_addresses_are_read(tmp_path, href, catalog):
+    item = make_item(tmp_path, "one", base="https://example.org")
+    item.assets["green"].href = href
+    assert stac_items.judge_item(item, "auto", needs_scl=True, extra=(), catalog=catalog).unused is None
+
+
+def test_a_catalog_elsewhere_gives_no_local_files(server, tmp_path):
+    """0.0.0.0 reaches this machine, but is not its loopback address."""
+    for item in served(server, tmp_path):
+        item.assets["red"].href = (tmp_path / item.id / "red.tif").as_uri()
+        server.items[[i["id"] for i in server.items].index(item.id)] = item.to_dict(include_self_link=False)
+    own, elsewhere = server.url, server.url.replace("127.0.0.1", "0.0.0.0")
+    assert open_s2(**area_of(40), datetime="2022", max_cloud=None, catalog=own).sizes["time"] == 3
+    with pytest.raises(
+        CatalogError, match=r"3 unsafe address \(e\.g\. .*'red' is 'file:.*pass the items themselves"
+    ):
+        open_s2(**area_of(40), datetime="2022", max_cloud=None, catalog=elsewhere)
+
+
+def test_a_catalog_elsewhere_gives_no_format_that_names_files(server, tmp_path):
+    """A file that is called red.tif may be a VRT, which names other files."""
+    (item, *_) = served(server, tmp_path)
+    path = f"/{item.id}/red.tif"
+    secret = tmp_path / item.id / "green.tif"
+    server.files[
+        path
+    ] = f"""<VRTDataset rasterXSize="60" rasterYSize="60"><VRTRasterBand dataType="UInt16" band="1">
+      <SimpleSource><SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>
+      </VRTRasterBand></VRTDataset>""".encode()
+    catalog = server.url.replace("127.0.0.1", "0.0.0.0")
+    for each in server.items:
+        for asset in each["assets"].values():
+            asset["href"] = asset["href"].replace("127.0.0.1", "0.0.0.0")
+    cube = open_s2(**area_of(40), datetime="2022", max_cloud=None, catalog=catalog)
+    with pytest.raises(ReadError, match=r"asset 'red' of item .* cannot be read"):
+        cube.isel(time=0).compute()
+    assert np.isfinite(cube.isel(time=1).compute()).any()

@@ -17,6 +17,7 @@ import pandas as pd
 from xr_anysat.cube.reading import band_name
 from xr_anysat.errors import CatalogError
 from xr_anysat.shared.sensor import S2
+from xr_anysat.stac.addresses import is_loopback, is_remote
 
 if TYPE_CHECKING:
     import pystac
@@ -58,6 +59,8 @@ class ItemDecision:
         Contradiction in the metadata about that decision.
     unused : str or None
         Why the item is not used: one or two words, a colon, details.
+    trusted : bool
+        Whether its assets may be local files, in any format that GDAL reads.
     """
 
     item: pystac.Item
@@ -68,6 +71,7 @@ class ItemDecision:
     decided_by: str
     doubt: str | None = None
     unused: str | None = None
+    trusted: bool = True
 
     def record(self) -> dict[str, Any]:
         """Return the entry of ``attrs["items"]``."""
@@ -83,13 +87,24 @@ class ItemDecision:
     def href(self, name: str) -> str:
         """Return the address of the asset of a band."""
         asset = self.item.assets[self.assets[name]]
-        return asset.get_absolute_href() or asset.href
+        try:
+            return asset.get_absolute_href() or asset.href
+        except ValueError:  # not a URL
+            return asset.href
 
 
 def judge_item(
-    item: pystac.Item, harmonize: str | bool | float, *, needs_scl: bool, extra: Iterable[str]
+    item: pystac.Item,
+    harmonize: str | bool | float,
+    *,
+    needs_scl: bool,
+    extra: Iterable[str],
+    catalog: str | None = None,
 ) -> ItemDecision:
-    """Decide about an item from its metadata; `select_scenes` decides about its place, time and clouds."""
+    """Decide about an item from its metadata; `select_scenes` decides about its place, time and clouds.
+
+    `catalog` is the URL of the API that listed the item; None for items that the user passed.
+    """
     stamp = item.datetime or item.common_metadata.start_datetime
     if stamp is None:
         raise CatalogError(f"item {item.id!r} has no datetime: remove it from the items that you pass")
@@ -112,7 +127,15 @@ def judge_item(
         offset = float(S2.offset * harmonize) if switch else float(harmonize)
         decided_by, doubt = "harmonize=", None
     unused = f"lacks assets: {', '.join(missing)}" if missing else None
-    return ItemDecision(item, when, assets, baseline, offset, decided_by, doubt, unused)
+    trusted = catalog is None or is_loopback(catalog)
+    decision = ItemDecision(item, when, assets, baseline, offset, decided_by, doubt, unused, trusted)
+    if not trusted and unused is None:
+        assert catalog is not None
+        for name, key in assets.items():
+            href = decision.href(name)
+            if not is_remote(href, catalog):
+                return replace(decision, unused=f"unsafe address: asset {key!r} is {href[:80]!r}")
+    return decision
 
 
 def _band_assets(item: pystac.Item) -> dict[str, str]:

@@ -24,6 +24,7 @@ import xarray as xr
 from xr_anysat.errors import OptionError, ReadError, warn
 from xr_anysat.shared.sensor import S2
 from xr_anysat.stac import catalogs
+from xr_anysat.stac.addresses import driver_of
 from xr_anysat.stac.catalogs import CATALOGS, check_installed, check_secrets
 from xr_anysat.stac.items import ItemDecision, footprint_of, lonlat
 
@@ -87,6 +88,8 @@ class Source:
         ``"raise"`` or ``"invalid"``.
     workers : int
         Assets to read at the same time.
+    trusted : bool
+        Whether assets may have any format that GDAL reads.
     """
 
     item: str
@@ -96,6 +99,7 @@ class Source:
     masking: Masking
     on_error: str
     workers: int
+    trusted: bool = True
 
 
 class ItemReader:
@@ -228,7 +232,10 @@ class ItemReader:
             path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
             gdal["CPL_VSIL_CURL_NON_CACHED"] = path
         driver: Any = reader_driver("rio")
-        with driver.restore_env(gdal, driver.new_load(geobox)), rasterio.open(uri) as file:
+        with (
+            driver.restore_env(gdal, driver.new_load(geobox)),
+            rasterio.open(uri, driver=None if self.source.trusted else driver_of(uri)) as file,
+        ):
             if geobox is None:
                 return np.empty((0, 0))
             onto: dict[str, Any] = {
@@ -308,7 +315,7 @@ def source_of(scene: ItemDecision, masking: Masking, on_error: str, workers: int
     if "SCL" in scene.assets and masking.mask is not None:
         names.append("SCL")
     assets = {n: (scene.assets[n], scene.href(n)) for n in (*names, *masking.extra)}
-    return Source(scene.item.id, scene.time, assets, scene.offset, masking, on_error, workers)
+    return Source(scene.item.id, scene.time, assets, scene.offset, masking, on_error, workers, scene.trusted)
 
 
 def leave_out_unreadable(

@@ -150,7 +150,10 @@ def open_s2(
     chosen = _catalog(catalog, collections)
 
     found = _search(chosen, geobox, period) if isinstance(catalog, str) else list(catalog)
-    scenes = [judge_item(item, harmonize, needs_scl=mask == "scl", extra=mask_assets) for item in found]
+    url = chosen.url if isinstance(catalog, str) else None
+    scenes = [
+        judge_item(i, harmonize, needs_scl=mask == "scl", extra=mask_assets, catalog=url) for i in found
+    ]
     scenes = select_scenes(scenes, geobox, period, max_cloud)
     masking = Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
     gdal = gdal_environment(s for s in scenes if s.unused is None)
@@ -446,6 +449,7 @@ def _nothing_found(
         "outside the period": "widen datetime=",
         "lacks assets": "pass other collections=",
         "unreadable": "try again",
+        "unsafe address": "pass the items themselves as catalog=, if you trust them",
     }
     example = next(s for s in scenes if s.unused and s.unused.startswith(main))
     return (
