@@ -31,7 +31,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScene:
 @pytest.fixture(scope="module")
 def store(scene: SyntheticScene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "cube.zarr"
-    open_scene(scene.folder).drop_encoding().chunk(time=-1).to_zarr(path, consolidated=True, zarr_format=2)
+    cube = open_scene(scene.folder).drop_encoding().chunk(time=-1)
+    cube.to_dataset(name="s2").to_zarr(path, consolidated=True, zarr_format=2)
     return path
 
 

@@ -777,7 +777,10 @@ def test_it_is_downloaded_once(hub, tmp_path):
 
 def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path):
     hub.break_after = 11 * 2**20
-    path, _ = find(hub, tmp_path)
+    path, message = find(hub, tmp_path)
+    if path is None:  # the hub's client resumes only from version 1.0 on; before, the next call does
+        assert "IncompleteRead" in message
+        path, _ = find(hub, tmp_path)
     assert Path(path).read_bytes() == CONTENT
     (requested,) = hub.ranges
     assert int(requested.removeprefix("bytes=").removesuffix("-")) > 0

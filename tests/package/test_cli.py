@@ -213,7 +213,7 @@ def test_forms_of_a_point(capsys, form):
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["embed", *NOWHERE], "Missing option '--out'"),
-        (["embed", *NOWHERE, "--out", "x", "--fames", "8"], "No such option: --fames"),
+        (["embed", *NOWHERE, "--out", "x", "--fames", "8"], "--fames"),
         (["plan", "--bbox", "1", "2", "3"], "requires 4 arguments"),
         (["plan", "--bbox=1,2,3,x"], "Invalid value for '--bbox'"),
         (["plan", "--frames", "many"], "'--frames': 'many': expected a positive whole number, or all"),

@@ -384,9 +384,9 @@ def tile_statistics(data: Any) -> Any:
             dtype=np.float64, meta=np.empty((0, 0, 0)),
         )  # fmt: skip
     name = f"anysat-statistics-{tokenize(parts.name)}"
-    return da.map_blocks(
-        _settled_mean_and_std, parts.rechunk(-1), drop_axis=0, chunks=((2,), (len(S2.bands),)),
-        dtype=np.float64, meta=np.empty((0, 0)), name=name, task=name,
+    return da.blockwise(  # unlike `map_blocks`, it keeps `name` in all versions of dask
+        _settled_mean_and_std, "sb", parts.rechunk(-1), "nmb", task=name,
+        new_axes={"s": 2}, concatenate=True, dtype=np.float64, meta=np.empty((0, 0)), name=name,
     )  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def _run_upstream(
     with tempfile.TemporaryDirectory(prefix="xr_anysat-") as name:
         folder = Path(name)
         save_file(load_state(spec), folder / "weights.safetensors")
-        np.savez(folder / "cases.npz", allow_pickle=False, **inputs)
+        np.savez(folder / "cases.npz", **inputs)  # numbers only, so nothing is pickled
         # -P: the names of our modules must not shadow those that upstream imports
         command = [sys.executable, "-P", str(script), repo, source, spec.size, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
