@@ -696,7 +696,8 @@ def other_day() -> xr.DataArray:
 def listed(name: str) -> xr.DataArray:
     """A cube as of a catalog, one of whose many items is called `name`."""
     cube = small_cube(height=12, width=12)
-    items = [{"id": f"S2A_{i:04}" if i != 40 else name, "used": True} for i in range(80)]
+    when = {"datetime": "2022-03-04T10:20:30Z", "used": True}
+    items = [{"id": f"S2A_{i:04}" if i != 40 else name} | when for i in range(80)]
     return cube.assign_attrs(catalog="https://example.com", items=json.dumps(items))
 
 

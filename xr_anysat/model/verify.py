@@ -213,7 +213,8 @@ def _run_upstream(
     with tempfile.TemporaryDirectory(prefix="xr_anysat-") as name:
         folder = Path(name)
         save_file(load_state(spec), folder / "weights.safetensors")
-        np.savez(folder / "cases.npz", **inputs)  # numbers only, so nothing is pickled
+        arrays: dict[str, Any] = dict(inputs)  # numbers only, so nothing is pickled
+        np.savez(folder / "cases.npz", **arrays)
         # -P: the names of our modules must not shadow those that upstream imports
         command = [sys.executable, "-P", str(script), repo, source, spec.size, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
