@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -458,6 +459,41 @@ def test_a_damaged_coordinate_is_named(tmp_path: Path) -> None:
         xr_anysat.open(path)
 
 
+# ---------------------------------------------------------------------- tables
+
+
+def points(*others: Any, **columns: Any) -> Any:
+    """Return a table of points in the cube of `embedding`, the first of which are replaced by `others`."""
+    import geopandas
+    from shapely.geometry import Point
+
+    emb = embedding()
+    x, y = float(emb["x"][0]), float(emb["y"][0])
+    places = [*others, *(Point(x + 10 * i, y - 10 * i) for i in range(len(others), 8))]
+    table = {"label": ["a", "b"] * 4, **columns}
+    return geopandas.GeoDataFrame(table, geometry=places, crs="EPSG:32632")
+
+
+@pytest.mark.parametrize(
+    "wkt", ["POINT EMPTY", "LINESTRING EMPTY", "POLYGON EMPTY", "POINT (nan nan)", "POINT (1e300 0)"]
+)
+def test_points_that_are_nowhere_are_outside(wkt: str) -> None:
+    from shapely import from_wkt
+
+    emb, table = embedding(), points(from_wkt(wkt), None)
+    assert list(emb.anysat.sample(table)["status"]) == ["outside"] * 2 + ["ok"] * 6
+    with pytest.warns(AnySatWarning, match="2 of 8 points are left out"):
+        assert emb.anysat.classify(table, "label").attrs["points"] == 6
+
+
+def test_a_column_of_labels_that_exists_twice_is_refused() -> None:
+    table = points(other=0).rename(columns={"other": "label"})
+    with pytest.raises(
+        OptionError, match="column='label': expected one column of this name, points have several"
+    ):
+        embedding().anysat.classify(table, "label")
+
+
 # ---------------------------------------------------------------------- random damage
 # Few examples each; `pytest --hypothesis-profile long tests/package/test_untrusted.py` tries thousands.
 
@@ -488,9 +524,23 @@ def exercise(emb: xr.DataArray, folder: Path) -> None:
         lambda: emb.anysat.to_zarr(folder / "out" / "small.zarr", "int8"),
         lambda: emb.anysat.to_cog(folder / "out" / "copy.tif"),
         lambda: emb.anysat.seam_score(),
-        lambda: emb.anysat.similarity((0, 0)),
+        lambda: emb.anysat.similarity((float(emb["x"][0]), float(emb["y"][0]))).load(),
         lambda: emb.load(),
+        lambda: emb.anysat.preview(),
     )
+    plt.close("all")
+    back = through_netcdf(emb, folder / "out" / "copy.nc")
+    attempt(lambda: emb.anysat.change(back), lambda: back.anysat.to_zarr(folder / "out" / "netcdf.zarr"))
+
+
+def through_netcdf(emb: xr.DataArray, path: Path) -> xr.DataArray:
+    """Write and read a NetCDF file, if the format can represent the cube."""
+    try:
+        emb.to_netcdf(path)
+        with xr.open_dataarray(path) as back:
+            return back.load()
+    except Exception:  # of xarray or netCDF4
+        return emb
 
 
 def outside(folder: Path) -> set[Path]:
@@ -503,7 +553,16 @@ def original() -> xr.DataArray:
     cube = small_cube(height=13, width=13).chunk(time=3, y=5, x=5)
     with xr_anysat.config.set(tile=4):
         emb: xr.DataArray = cube.anysat.embed(2, period="2022", model="tiny", weights="random", norm="pastis")
-    return emb.isel(D=slice(3)).load().chunk(D=-1, y=(5, 8), x=(5, 8))
+    emb = emb.isel(D=slice(3)).load().chunk(D=-1, y=(5, 8), x=(5, 8))
+    return emb.assign_coords(row=("y", np.arange(13)), note="a", time=np.datetime64("2022-01-01", "ns"))
+
+
+@pytest.fixture(scope="module")
+def unfinished() -> xr.DataArray:
+    """An embedding whose statistics are computed with the first block that is stored."""
+    cube = small_cube(height=8, width=8).chunk(time=3, y=4, x=4)
+    emb: xr.DataArray = cube.anysat.embed(2, period="2022", model="tiny", weights="random", tile=4)
+    return emb.isel(D=slice(3))
 
 
 @pytest.fixture(scope="module", params=[None, "int8"])
@@ -534,6 +593,23 @@ def test_a_damaged_store(data: st.DataObject, store: Path, original: xr.DataArra
             path.with_name("area.stac.json"),
             path.with_name("anysat-tiny-random-0.json"),
         }
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_a_damaged_store_that_is_resumed(
+    data: st.DataObject, unfinished: xr.DataArray, tmp_path_factory: Any
+) -> None:
+    valid = tmp_path_factory.getbasetemp() / "unfinished.zarr"
+    if not valid.exists():
+        unfinished.anysat.to_zarr(valid)
+        (valid / "anysat" / "c" / "0" / "0" / "1").unlink()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "area.zarr"
+        shutil.copytree(valid, path)
+        damage_store(data.draw, path)
+        attempt(lambda: unfinished.anysat.to_zarr(path))
 
 
 @pytest.mark.slow

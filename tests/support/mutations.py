@@ -123,4 +123,21 @@ def damage_store(draw: st.DrawFn, folder: Path) -> None:
         if kind in (1, 2) or document is None:
             path.write_bytes(draw(damaged(path.read_bytes())))
             continue
-        path.write_text(json.dumps(draw(mutated(document))), "utf-8", "surrogatepass")
+        inner = draw(st.sampled_from([(), *PLACES]))
+        path.write_text(json.dumps(draw(_inside(document, inner))), "utf-8", "surrogatepass")
+
+
+PLACES = [
+    ("attributes",), ("attributes", "anysat_store"),
+    *[("consolidated_metadata", "metadata", name) for name in ("anysat", "scale", "x", "spatial_ref")],
+    *[("consolidated_metadata", "metadata", name, "attributes") for name in ("anysat", "y", "spatial_ref")],
+]  # fmt: skip
+"""Parts of the metadata of a store that are damaged more often than they would be by chance."""
+
+
+@st.composite
+def _inside(draw: st.DrawFn, document: Any, place: tuple[str, ...]) -> Any:
+    """Return a copy of a document that is damaged at `place`, or anywhere if it has no such place."""
+    if place and isinstance(document, dict) and place[0] in document:
+        return {**document, place[0]: draw(_inside(document[place[0]], place[1:]))}
+    return draw(mutated(document))

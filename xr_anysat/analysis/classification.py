@@ -229,6 +229,10 @@ def _training_points(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tu
     if column not in frame.columns or column == frame.active_geometry_name:
         others = [name for name in frame.columns if name != frame.active_geometry_name]
         raise OptionError(f"{column=}: expected the column of points that holds the labels, one of {others}")
+    if list(frame.columns).count(column) > 1:
+        raise OptionError(
+            f"{column=}: expected one column of this name, points have several; rename or drop them"
+        )
     values, status = values_at(emb, frame.geometry, "classify()")
     usable = (status == OK) & frame[column].notna().values
     labels = frame[column].values[usable]

@@ -171,7 +171,8 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     OptionError
         If only one of them has a CRS, or geometries are of other `kinds` or cross themselves.
     """
-    valid = given[~(given.isna() | given.is_empty)]
+    given = given.mask(given.is_empty)  # a geometry without points is like a missing one
+    valid = given[given.notna()]
     others = sorted(set(valid.geom_type) - set(kinds))
     if others:
         hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
