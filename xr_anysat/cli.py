@@ -184,8 +184,8 @@ def explicit_options(options: dict[str, Any], kinds: dict[str, Any]) -> dict[str
         given["frames"] = None
     if str(given.get("norm", "")).endswith(".json"):
         try:
-            text = Path(given["norm"]).read_text()
-        except OSError as error:
+            text = Path(given["norm"]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise OptionError(f"norm={given['norm']!r} cannot be read: {error}") from error
         given["norm"] = xr_anysat.Statistics.from_json(text)
     return given

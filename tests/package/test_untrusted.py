@@ -16,8 +16,8 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.cubes import no_compute, small_cube
-from support.mutations import damage_store, damaged, mutated
+from support.cubes import no_compute, odc_stac, openeo, placed, rioxarray_stack, small_cube, stackstac, xee
+from support.mutations import VALUES, damage_store, damaged, mutated
 
 import xr_anysat
 from xr_anysat import (
@@ -32,6 +32,7 @@ from xr_anysat import (
 )
 from xr_anysat.cube.timeline import has_timeline, timeline
 from xr_anysat.record import encoder_spec_of
+from xr_anysat.shared.serialization import plain
 from xr_anysat.shared.text import safe_name
 from xr_anysat.store.identity import STORE_ATTR
 
@@ -52,6 +53,15 @@ def embedding(**options: Any) -> xr.DataArray:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def attempt(*calls: Any) -> None:
+    """Make calls, each of which may raise an AnySatError and nothing else."""
+    for call in calls:
+        with suppress(AnySatError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", AnySatWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of huge numbers
+            call()
 
 
 # ---------------------------------------------------------------------- names of files
@@ -268,7 +278,13 @@ def test_a_damaged_record_of_a_newer_version_names_the_upgrade(tmp_path: Path) -
 
 
 def as_numpy(attrs: dict[str, Any]) -> dict[str, Any]:
-    return {k: np.array(v) if isinstance(v, list | int) else v for k, v in attrs.items()}
+    def numpy(value: Any) -> Any:
+        try:
+            return np.array(value) if isinstance(value, list | int) else value
+        except ValueError:  # of lists of different lengths, which only random damage has
+            return value
+
+    return {k: numpy(v) for k, v in attrs.items()}
 
 
 def as_lists(attrs: dict[str, Any]) -> dict[str, Any]:
@@ -494,19 +510,39 @@ def test_a_column_of_labels_that_exists_twice_is_refused() -> None:
         embedding().anysat.classify(table, "label")
 
 
+# ---------------------------------------------------------------------- cubes
+
+
+@pytest.mark.parametrize("value", [3.5, [1], "x", "1 2", "a b c d e f"])
+def test_a_damaged_transform_is_refused(value: Any) -> None:
+    cube = placed()
+    cube["spatial_ref"].attrs["GeoTransform"] = value
+    emb = embedding()
+    emb["spatial_ref"].attrs["GeoTransform"] = value
+    attempt(lambda: cube.anysat.plan(2, model="tiny", weights="random"), lambda: emb.anysat.zonal(points()))
+    if not isinstance(value, str):
+        with pytest.raises(CubeError, match="the grid of the cube cannot be read: AttributeError"):
+            cube.anysat.plan(2, model="tiny", weights="random")
+
+
+@pytest.mark.parametrize("value", [["a"], [], HUGE, {"a": 1}])
+@pytest.mark.parametrize("key", ["add_offset", "nodata", "_FillValue"])
+def test_a_number_that_is_none_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CubeError, match=f"{key}=.* in the cube's metadata: expected a number"):
+        placed().assign_attrs({key: value}).anysat.plan(2, model="tiny", weights="random")
+
+
+def test_a_grid_mapping_that_is_no_name_is_ignored() -> None:
+    cube = odc_stac()
+    for var in cube.data_vars.values():
+        var.encoding["grid_mapping"] = var.attrs["grid_mapping"] = ["a"]
+    attempt(lambda: cube.anysat.plan(2, model="tiny", weights="random"))
+
+
 # ---------------------------------------------------------------------- random damage
 # Few examples each; `pytest --hypothesis-profile long tests/package/test_untrusted.py` tries thousands.
 
 MAX_EXPORTED_BYTES = 1 << 24
-
-
-def attempt(*calls: Any) -> None:
-    """Make calls, each of which may raise an AnySatError and nothing else."""
-    for call in calls:
-        with suppress(AnySatError), warnings.catch_warnings():
-            warnings.simplefilter("ignore", AnySatWarning)
-            warnings.simplefilter("ignore", RuntimeWarning)  # of huge numbers
-            call()
 
 
 def exercise(emb: xr.DataArray, folder: Path) -> None:
@@ -625,6 +661,47 @@ def test_damaged_attributes(data: st.DataObject, original: xr.DataArray) -> None
         (folder / "out").mkdir(parents=True)
         exercise(emb, folder)
         assert not outside(Path(name))
+
+
+ATTRIBUTES = (
+    "nodata", "_FillValue", "missing_value", "crs", "transform", "grid_mapping", "add_offset", "scale_factor", "items",
+    "anysat_frames", "anysat_period", "anysat_period_times", "spatial_ref", "crs_wkt", "GeoTransform", "units",
+    "source",
+)  # fmt: skip
+"""Attributes of cubes that are read."""
+
+MAKERS = (placed, odc_stac, stackstac, xee, openeo, rioxarray_stack)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@RANDOM
+def test_damaged_cubes(data: st.DataObject) -> None:
+    cube: Any = data.draw(st.sampled_from(MAKERS))().copy(deep=True)
+    for part in (
+        (cube, *cube.variables.values()) if isinstance(cube, xr.Dataset) else (cube, *cube.coords.values())
+    ):
+        extra = data.draw(st.dictionaries(st.sampled_from(ATTRIBUTES), st.sampled_from(VALUES), max_size=2))
+        if data.draw(st.booleans()):
+            attrs = data.draw(mutated({str(k): plain(v) for k, v in part.attrs.items()} | extra))
+            part.attrs = attrs if isinstance(attrs, dict) else {}
+    name = data.draw(st.sampled_from([None] * len(cube.coords) + [*cube.coords]))
+    if name is not None:
+        old = cube[name]
+        values = data.draw(
+            st.sampled_from([["a"], [NAN], [10**18], [0], [None], [True], [1 + 2j], ["2022-01-01"]])
+        )
+        new = np.array(values * max(1, old.size)).reshape(old.shape or (-1,))[: None if old.ndim else 1]
+        cube = cube.assign_coords({name: (old.dims, new if old.ndim else new[0])})
+    options: Any = {"model": "tiny", "weights": "random", "tile": 4}
+    attempt(
+        lambda: (repr(cube.anysat), cube.anysat._repr_html_()),
+        lambda: cube.anysat.plan(2, **options),
+        lambda: cube.anysat.frames(2).load(),
+        lambda: cube.anysat.embed(None, **options),
+        lambda: cube.anysat.preview(),
+    )
+    plt.close("all")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError, warn
-from xr_anysat.shared.grid import crs_title
+from xr_anysat.shared.grid import crs_title, grid_and_crs, grid_of
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import is_number
 
@@ -256,14 +256,16 @@ def _declared_nodata(var: xr.DataArray) -> float | None:
     for store in (var.attrs, {} if var.dtype.kind == "f" else var.encoding):
         for key in _NODATA_KEYS:
             if store.get(key) is not None:
-                try:
-                    return float(np.asarray(store[key]).reshape(-1)[0])
-                except (ValueError, TypeError, IndexError, OverflowError) as error:
-                    raise CubeError(
-                        f"{key}={store[key]!r} in the cube's metadata: expected a number. Pass the value of missing "
-                        "pixels, e.g. nodata=0"
-                    ) from error
+                return _number(key, store[key], "pass the value of missing pixels, e.g. nodata=0")
     return None
+
+
+def _number(key: str, value: Any, remedy: str) -> float:
+    """Return a number of the cube's metadata, which may be a text or an array of one."""
+    try:
+        return float(np.asarray(value).reshape(-1)[0])
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise CubeError(f"{key}={value!r} in the cube's metadata: expected a number; {remedy}") from error
 
 
 def _nodata(var: xr.DataArray, given: float | str | None) -> float:
@@ -324,7 +326,8 @@ def _stack(ds: xr.Dataset, bands: Sequence[str] | None, nodata: float | None) ->
 
 def _warn_unapplied_scale(obj: xr.DataArray | xr.Dataset) -> None:
     arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[v] for v in obj.data_vars if band_name(v)]
-    offsets = {float(a.attrs["add_offset"]) for a in arrays if a.attrs.get("add_offset")}
+    found = [a.attrs["add_offset"] for a in arrays if a.attrs.get("add_offset") is not None]
+    offsets = {_number("add_offset", each, "drop it, cube.attrs.pop('add_offset')") for each in found} - {0.0}
     if offsets:
         warn(
             f"attrs declare add_offset={sorted(offsets)}, which was not applied to the values: if these are "
@@ -421,15 +424,14 @@ def _check_coordinates(array: xr.DataArray) -> None:
 def _find_crs(obj: xr.DataArray | xr.Dataset, array: xr.DataArray) -> Any:
     """Find the CRS in any of the places where libraries store it; None if there is none."""
     from odc.geo import CRS
-    from odc.geo.xr import ODCExtensionDa
 
-    found = ODCExtensionDa(array).crs
+    found = grid_and_crs(array)[1]
     if found is not None:
         return found
     places: list[Any] = []
     if isinstance(obj, xr.Dataset):  # openEO: a data variable named by grid_mapping
         for var in obj.data_vars.values():
-            mapping = var.attrs.get("grid_mapping", var.encoding.get("grid_mapping"))
+            mapping = str(var.attrs.get("grid_mapping", var.encoding.get("grid_mapping")))
             if mapping in obj.variables:
                 wkt: Mapping[Hashable, Any] = obj[mapping].attrs
                 places += [wkt.get("spatial_ref"), wkt.get("crs_wkt")]
@@ -477,9 +479,9 @@ def _north_up(array: xr.DataArray, crs: Any) -> tuple[xr.DataArray, GeoBox | Non
                 "cube.assign_coords(y=..., x=...), centers of pixels in meters, or drop the CRS: "
                 "cube.drop_vars('spatial_ref')"
             )
-    from odc.geo.xr import ODCExtensionDa, assign_crs
+    from odc.geo.xr import assign_crs
 
-    known = ODCExtensionDa(array).geobox  # the only source of a rotation, and of the size of a single pixel
+    known = grid_of(array)  # the only source of a rotation, and of the size of a single pixel
     if known is not None and not known.axis_aligned:
         raise CubeError(f"a rotated grid ({name}): expected rows from west to east. {_REPROJECT}")
     single = S2.pixel_size if known is None else abs(known.resolution.x)

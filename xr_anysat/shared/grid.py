@@ -55,10 +55,30 @@ def _same_coordinates(a: np.ndarray, b: np.ndarray) -> bool:
 
 def grid_of(array: xr.DataArray) -> GeoBox | None:
     """Return the grid of a cube, with or without a CRS; None if its coordinates define no grid."""
-    import odc.geo.xr  # noqa: F401 (registers .odc)
+    return grid_and_crs(array)[0]
 
-    geobox: GeoBox | None = array.odc.geobox
-    return geobox
+
+def grid_and_crs(array: xr.DataArray) -> tuple[GeoBox | None, Any]:
+    """Return the grid of a cube and its CRS, as odc-geo reads them from coordinates and attributes.
+
+    Raises
+    ------
+    CubeError
+        If odc-geo cannot read them.
+    """
+    from odc.geo.geobox import GeoBox
+    from odc.geo.xr import ODCExtensionDa
+
+    try:
+        found = ODCExtensionDa(array)
+        geobox = found.geobox
+        return geobox if isinstance(geobox, GeoBox) else None, found.crs  # ground control points are no grid
+    except Exception as error:  # of odc-geo, pyproj or affine, for attributes of other types than theirs
+        raise CubeError(
+            f"the grid of the cube cannot be read: {type(error).__name__}: {error}. Its grid mapping (spatial_ref) or "
+            "its y and x coordinates are damaged: replace them, as in "
+            "cube.drop_vars('spatial_ref').odc.assign_crs('EPSG:32632')"
+        ) from error
 
 
 TRANSFORM = "GeoTransform"
