@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xr_anysat.cube.compositing import FRAMES_RULES, PERIOD_RULE, SOURCE_ATTRS, items_record
+from xr_anysat.cube.frames_record import FRAMES_RULES, PERIOD_RULE, SOURCE_ATTRS, items_record
 from xr_anysat.errors import CubeError, CubeTypeError
 from xr_anysat.model.checkpoint import OFFICIAL
 from xr_anysat.model.source import MAX_SEED, WeightsSource

@@ -19,14 +19,9 @@ from support.cubes import BANDS, centred, no_compute, odc_stac, placed, plain, s
 import xr_anysat
 from xr_anysat import CubeError, OptionError
 from xr_anysat.cube import compositing
-from xr_anysat.cube.compositing import (
-    FRAMES_ATTR,
-    PERIOD_ATTR,
-    PERIOD_TIMES_ATTR,
-    CompositeOptions,
-    parse_period,
-    span_of,
-)
+from xr_anysat.cube.compositing import CompositeOptions
+from xr_anysat.cube.frames_record import FRAMES_ATTR
+from xr_anysat.cube.periods import PERIOD_ATTR, PERIOD_TIMES_ATTR, parse_period, span_of
 from xr_anysat.shared.graph import TASK_BYTES
 
 QUICK = settings(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
@@ -20,51 +19,23 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import FRAMES, option
+from xr_anysat.cube.frames_record import (
+    FRAMES_ATTR,
+    MAX_FRAMES,
+    SOURCE_ATTRS,
+    check_frame_times,
+    frames_record,
+)
+from xr_anysat.cube.periods import Period, bin_bounds, day_of_year, parse_period, recorded_period
 from xr_anysat.cube.reading import Cube, blank_missing, read_cube
 from xr_anysat.errors import CubeError, CubeTypeError, OptionError
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks
 from xr_anysat.shared.sensor import S2
-from xr_anysat.shared.serialization import (
-    DATE,
-    NUMBER,
-    TEXT,
-    Rule,
-    first_violation,
-    list_of,
-    one_of,
-    optional,
-    or_none,
-    parse_json,
-    plain,
-    whole,
-)
 from xr_anysat.shared.values import check_choice, check_whole_number, is_number
-
-Period = str | Sequence[Any] | None
 
 EMPTY = ("drop", "nearest")
 
 DOY = ("midpoint", "observed")
-
-FRAMES_ATTR = "anysat_frames"
-"""attrs key of composed frames: JSON of the options and acquisitions they were composed with."""
-
-PERIOD_ATTR = "anysat_period"
-"""attrs key of the period that a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
-
-PERIOD_TIMES_ATTR = "anysat_period_times"
-"""attrs key of the first and last time of that cube. If they differ, the cube was cut and the period is void."""
-
-ITEMS_ATTR = "items"
-"""attrs key of cubes of ``open_s2``: JSON of the decision about each item of the search."""
-
-SOURCE_ATTRS = (
-    "catalog", "items", "items_left_out", "harmonize", "mask", "scl_invalid", "dilate_m", "max_cloud", "on_error",
-)  # fmt: skip
-"""attrs of ``open_s2`` that say where pixels come from; ``items`` also shows that the +1000 offset was decided."""
-
-MAX_FRAMES = 10_000
-"""Largest number of frames: 27 years of one frame per day."""
 
 STRIP_BYTES = 1 << 20
 """Bytes of observations composed at a time, few enough to fit with all temporary arrays into a processor's cache."""
@@ -260,113 +231,6 @@ def check_composed(
     return True
 
 
-def check_frame_times(frames: xr.DataArray | xr.Dataset) -> None:
-    """Refuse composed frames whose coordinates of time are not times.
-
-    Raises
-    ------
-    CubeError
-        Naming the coordinate.
-    """
-    for name in {"time", "bin_start", "bin_end"} & set(frames.coords):
-        values = frames[name].values
-        if values.dtype.kind != "M" or np.isnat(values).any():
-            raise CubeError(
-                f"the coordinate {name!r} of composed frames has the dtype {values.dtype}, or no value in places: "
-                "expected a time for each frame. Compose the acquisitions again with frames()"
-            )
-
-
-def _is_period(text: Any) -> bool:
-    try:
-        span = parse_period(text) if isinstance(text, str) and "/" in text else None
-    except OptionError:
-        return False
-    return span is not None and all(t.year in YEARS for t in span)
-
-
-YEARS = range(1900, 2201)
-"""Years of a recorded period, which all versions of pandas can represent in nanoseconds."""
-
-PERIOD_RULE = Rule("two dates such as '2022-01-01/2023-01-01'", _is_period)
-
-FRAMES_RULES = {
-    "frames": or_none(whole(1, MAX_FRAMES)),
-    "period": PERIOD_RULE,
-    "reduce": optional(TEXT),
-    "empty": TEXT,
-    "doy": optional(TEXT),
-    "doy_base": one_of(0, 1),
-    "fill_value": optional(or_none(NUMBER)),
-    "acquisitions": whole(1),
-    "outside_period": optional(whole(0)),
-    "dates": list_of(DATE),
-    "dates_outside": list_of(DATE),
-    "empty_bins": optional(whole(0)),
-}
-"""The rules of the record of frames, which `plan_bins` returns."""
-
-
-def _is_time(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and bool(re.match(r"\d{4}-", text)) and not pd.isna(pd.Timestamp(text))
-    except (ValueError, OverflowError):
-        return False
-
-
-ITEM_RULES = {
-    "id": TEXT,
-    "datetime": Rule("a time such as '2022-12-31T10:20:30Z'", _is_time),
-    "used": Rule("true or text", lambda v: v is True or TEXT.holds(v)),
-}
-"""The rules of the record of an item, which `open_s2` writes."""
-
-
-def frames_record(frames: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Return the record of composed frames, checked; it may have been read from any file.
-
-    Raises
-    ------
-    CubeError
-        If it is damaged. The message names the entry, what was seen and what was expected.
-    """
-    try:
-        record = parse_json(plain(frames.attrs[FRAMES_ATTR]))
-        problem = first_violation(record, FRAMES_RULES)
-    except ValueError as error:
-        problem = str(error)
-    if problem is not None:
-        raise CubeError(
-            f"attrs[{FRAMES_ATTR!r}] is damaged: {problem}. Compose the acquisitions again with frames(), or drop the "
-            "attribute to read the frames as a cube of acquisitions"
-        )
-    found: dict[str, Any] = record
-    return found
-
-
-def items_record(text: Any) -> list[dict[str, Any]]:
-    """Return the records of the items that a cube was opened from, checked; `text` may have been read from any file.
-
-    Raises
-    ------
-    CubeError
-        If it is damaged.
-    """
-    try:
-        items = parse_json(plain(text))
-        problem = None if isinstance(items, list) else "expected a JSON list"
-        for item in items if problem is None else ():
-            problem = problem or first_violation(item, ITEM_RULES)
-    except ValueError as error:
-        problem = str(error)
-    if problem is not None:
-        raise CubeError(
-            f"attrs[{ITEMS_ATTR!r}] is damaged: {problem}. Open the cube again, or drop the attribute"
-        )
-    found: list[dict[str, Any]] = items
-    return found
-
-
 # ---------------------------------------------------------------------- dates
 
 
@@ -379,70 +243,6 @@ class Bin:
     date: pd.Timestamp
     first: int
     stop: int
-
-
-def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
-    """Parse a period into its first day and the day after its last; None gives None.
-
-    Examples
-    --------
-    >>> [str(t.date()) for t in parse_period("2022")]
-    ['2022-01-01', '2023-01-01']
-    >>> [str(t.date()) for t in parse_period(("2022-04-01", "2022-10-01"))]
-    ['2022-04-01', '2022-10-01']
-    """
-    if period is None:
-        return None
-    expected = (
-        "expected '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
-    )
-    try:
-        parts = period.split("/") if isinstance(period, str) else list(period)
-        if not all(re.match(r"\d{4}(\d{4}|Q\d)?\b", p) for p in parts if isinstance(p, str)):
-            raise ValueError(
-                "a date begins with its year"
-            )  # pandas accepts 'April', and 1/2/2022 is ambiguous
-        if isinstance(period, str) and len(parts) == 1:
-            span = pd.Period(period)
-            start, end = span.start_time, (span + 1).start_time
-        else:
-            start, end = (pd.Timestamp(p) for p in parts)
-    except (ValueError, TypeError) as error:
-        raise OptionError(f"{period=}: {expected}") from error
-    if any(pd.isna(t) or t != t.normalize() or t.tz for t in (start, end)):
-        raise OptionError(f"{period=}: {expected}, of whole days without a time zone")
-    if end <= start:
-        raise OptionError(f"{period=} is empty: its end is exclusive and must be after its start")
-    return start, end
-
-
-def recorded_period(cube: xr.DataArray) -> str | None:
-    """Return the period that a cube was loaded for; None if it is not recorded, or the cube was cut in time."""
-    times = cube["time"].values
-    whole = cube.attrs.get(PERIOD_TIMES_ATTR, span_of(times)) == span_of(times)
-    return cube.attrs.get(PERIOD_ATTR) if whole else None
-
-
-def span_of(times: np.ndarray) -> str:
-    """Format the first and last of `times` for :data:`PERIOD_TIMES_ATTR`."""
-    return f"{pd.Timestamp(times.min()).isoformat()}/{pd.Timestamp(times.max()).isoformat()}"
-
-
-def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timestamp]:
-    """Return the n + 1 bounds of n equal bins, ``start + days·i // n``."""
-    days = (end - start).days
-    if days < n:
-        raise OptionError(
-            f"a period of {days} days ({start.date()} to {end.date()}) cannot be cut into {n} frames of whole "
-            "days: request fewer frames, pass a longer period=, or frames=None for every acquisition"
-        )
-    return [start + pd.Timedelta(days=days * i // n) for i in range(n + 1)]
-
-
-def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
-    """Return days of the year (n,) int64. With base 0 the last day of a leap year is 364, as in upstream."""
-    days = np.array([d.day_of_year - 1 for d in dates], np.int64)
-    return days + 1 if base else np.minimum(days, 364)
 
 
 def plan_bins(

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.config import FRAMES, option
-from xr_anysat.cube.compositing import Period
 from xr_anysat.cube.compositing import frames as make_frames
+from xr_anysat.cube.periods import Period
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.shared.graph import RECHUNK, TASK_BYTES, even_chunks, settle
 from xr_anysat.shared.sensor import S2

@@ -13,15 +13,14 @@ from itertools import pairwise
 import pandas as pd
 import xarray as xr
 
-from xr_anysat.cube.compositing import (
+from xr_anysat.cube.frames_record import (
     FRAMES_ATTR,
     ITEMS_ATTR,
-    bin_bounds,
     check_frame_times,
     frames_record,
     items_record,
-    parse_period,
 )
+from xr_anysat.cube.periods import bin_bounds, parse_period
 
 ALONG_TIME = ("time", "doy", "n_obs", "bin_start", "bin_end")
 """Coords that composed frames have along time."""

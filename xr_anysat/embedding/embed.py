@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE
-from xr_anysat.cube.compositing import Period, frames_record
+from xr_anysat.cube.frames_record import frames_record
 from xr_anysat.cube.normalization import STATISTICS, Statistics, tile_statistics
+from xr_anysat.cube.periods import Period
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
 from xr_anysat.embedding.options import EmbedOptions, resolve_options, size_warning

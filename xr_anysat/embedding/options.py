@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import xarray as xr
 
 from xr_anysat.config import DEFAULTS, DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE, option
-from xr_anysat.cube.compositing import (
-    CompositeOptions,
-    Period,
-    check_composed,
-    check_not_embedding,
-    compose,
-)
+from xr_anysat.cube.compositing import CompositeOptions, check_composed, check_not_embedding, compose
 from xr_anysat.cube.normalization import Statistics, parse_norm
+from xr_anysat.cube.periods import Period
 from xr_anysat.cube.reading import Cube, read_cube
 from xr_anysat.embedding.lattice import PixelRange
 from xr_anysat.embedding.output_grid import effective_anchor, lattice_axes, output_coords, resized_grid

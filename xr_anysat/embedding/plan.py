@@ -16,8 +16,9 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import FRAMES
-from xr_anysat.cube.compositing import bin_bounds, frames_record, parse_period
+from xr_anysat.cube.frames_record import frames_record
 from xr_anysat.cube.normalization import PASTIS
+from xr_anysat.cube.periods import bin_bounds, parse_period
 from xr_anysat.cube.reading import Cube
 from xr_anysat.embedding.blocks import BlockLayout, block_layout, encode_block, frame_bytes
 from xr_anysat.embedding.embed import embed

@@ -19,7 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import FETCH_WORKERS, option
-from xr_anysat.cube.compositing import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
+from xr_anysat.cube.periods import PERIOD_ATTR, PERIOD_TIMES_ATTR, Period, parse_period, span_of
 from xr_anysat.errors import CatalogError, OptionError, warn
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.values import check_whole_number, is_number, is_whole_number

@@ -1,0 +1,85 @@
+"""Periods, their bins, and days of the year."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.errors import OptionError
+
+Period = str | Sequence[Any] | None
+
+PERIOD_ATTR = "anysat_period"
+"""attrs key of the period that a cube was loaded for, ``"2022-01-01/2023-01-01"``."""
+
+PERIOD_TIMES_ATTR = "anysat_period_times"
+"""attrs key of the first and last time of that cube. If they differ, the cube was cut and the period is void."""
+
+
+def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
+    """Parse a period into its first day and the day after its last; None gives None.
+
+    Examples
+    --------
+    >>> [str(t.date()) for t in parse_period("2022")]
+    ['2022-01-01', '2023-01-01']
+    >>> [str(t.date()) for t in parse_period(("2022-04-01", "2022-10-01"))]
+    ['2022-04-01', '2022-10-01']
+    """
+    if period is None:
+        return None
+    expected = (
+        "expected '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
+    )
+    try:
+        parts = period.split("/") if isinstance(period, str) else list(period)
+        if not all(re.match(r"\d{4}(\d{4}|Q\d)?\b", p) for p in parts if isinstance(p, str)):
+            raise ValueError(
+                "a date begins with its year"
+            )  # pandas accepts 'April', and 1/2/2022 is ambiguous
+        if isinstance(period, str) and len(parts) == 1:
+            span = pd.Period(period)
+            start, end = span.start_time, (span + 1).start_time
+        else:
+            start, end = (pd.Timestamp(p) for p in parts)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{period=}: {expected}") from error
+    if any(pd.isna(t) or t != t.normalize() or t.tz for t in (start, end)):
+        raise OptionError(f"{period=}: {expected}, of whole days without a time zone")
+    if end <= start:
+        raise OptionError(f"{period=} is empty: its end is exclusive and must be after its start")
+    return start, end
+
+
+def recorded_period(cube: xr.DataArray) -> str | None:
+    """Return the period that a cube was loaded for; None if it is not recorded, or the cube was cut in time."""
+    times = cube["time"].values
+    whole = cube.attrs.get(PERIOD_TIMES_ATTR, span_of(times)) == span_of(times)
+    return cube.attrs.get(PERIOD_ATTR) if whole else None
+
+
+def span_of(times: np.ndarray) -> str:
+    """Format the first and last of `times` for :data:`PERIOD_TIMES_ATTR`."""
+    return f"{pd.Timestamp(times.min()).isoformat()}/{pd.Timestamp(times.max()).isoformat()}"
+
+
+def bin_bounds(start: pd.Timestamp, end: pd.Timestamp, n: int) -> list[pd.Timestamp]:
+    """Return the n + 1 bounds of n equal bins, ``start + days·i // n``."""
+    days = (end - start).days
+    if days < n:
+        raise OptionError(
+            f"a period of {days} days ({start.date()} to {end.date()}) cannot be cut into {n} frames of whole "
+            "days: request fewer frames, pass a longer period=, or frames=None for every acquisition"
+        )
+    return [start + pd.Timedelta(days=days * i // n) for i in range(n + 1)]
+
+
+def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
+    """Return days of the year (n,) int64. With base 0 the last day of a leap year is 364, as in upstream."""
+    days = np.array([d.day_of_year - 1 for d in dates], np.int64)
+    return days + 1 if base else np.minimum(days, 364)
