@@ -475,6 +475,67 @@ def test_a_damaged_coordinate_is_named(tmp_path: Path) -> None:
         xr_anysat.open(path)
 
 
+@pytest.mark.parametrize("value", [b"x", object(), {1, 2}, 1j, {(1, 2): 3}, np.datetime64("2022-01-01")])
+def test_an_attribute_that_json_cannot_represent_is_named(value: Any, tmp_path: Path) -> None:
+    emb = embedding().assign_attrs(note=value)
+    for call in (lambda: exported(emb, tmp_path), lambda: emb.anysat.to_cog(tmp_path / "area.tif")):
+        with pytest.raises(
+            CubeError, match=r"attribute 'note' is .*which JSON cannot represent.*attrs\.pop\('note'\)"
+        ):
+            call()
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ns", "bidx", "a\0", "\ud800"])
+def test_an_attribute_that_is_no_tag_is_named(name: str, tmp_path: Path) -> None:
+    emb = embedding().assign_attrs({name: "a"}).chunk(x=4)
+    with pytest.raises(CubeError, match="cannot be a tag of a GeoTIFF"):
+        emb.anysat.to_cog(tmp_path / "area.tif")
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", "", "a/b", "anysat/c", 3])
+def test_a_coordinate_whose_name_is_a_path_is_refused(name: Any, tmp_path: Path) -> None:
+    emb = embedding().assign_coords({name: ("x", np.arange(8))})
+    with pytest.raises(CubeError, match=r"the cube cannot be stored: .*their names are text without '/'"):
+        exported(emb, tmp_path / "deep" / "er")
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("values", [[object()] * 8, [{}] * 8, [1, "a"] * 4, ["\ud800"] * 8, [10**30] * 8])
+def test_a_coordinate_of_other_values_is_refused(values: list[Any], tmp_path: Path) -> None:
+    emb = embedding().assign_coords(row=("x", np.array(values, object)))
+    with pytest.raises(
+        CubeError, match=r"the cube cannot be stored: .*Coordinates of a store are numbers, text or times"
+    ):
+        exported(emb, tmp_path)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["D", "y", "x"])
+def test_a_coordinate_of_a_dim_that_has_two_dims_is_refused(name: str, tmp_path: Path) -> None:
+    emb = xr.DataArray(np.ones((2, 2, 2), "float32"), dims=("D", "y", "x"))
+    emb = emb.assign_coords(xr.Coordinates({name: (("y", "x"), np.ones((2, 2)))}, indexes={}))
+    for call in (exported, compared, lambda emb, _: emb.anysat.sample(points())):
+        with pytest.raises(
+            CubeError, match=rf"the coordinate '{name}' has dims \('y', 'x'\): expected \('{name}',\)"
+        ):
+            call(emb, tmp_path)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["y", "x"])
+def test_coordinates_that_are_no_numbers_are_no_places(name: str) -> None:
+    emb = embedding()
+    text = emb.assign_coords({name: list("abcdefgh")})
+    for call in (
+        lambda: text.anysat.sample(points()),
+        lambda: text.assign_attrs(anchor="grid").anysat.seam_score(),
+    ):
+        with pytest.raises(CubeError, match=f"'{name}' coordinates are missing"):
+            call()
+
+
 # ---------------------------------------------------------------------- tables
 
 

@@ -856,7 +856,7 @@ NO_STORES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no JSON": (
         lambda path: (path.mkdir(), (path / "zarr.json").write_text("{")),
-        "contains a Zarr store, but not",
+        "is damaged or was not written by to_zarr: Expecting property name",
     ),
 }
 

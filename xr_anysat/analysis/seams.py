@@ -165,7 +165,8 @@ def _axes(emb: xr.DataArray, anchor: str, cell: int) -> tuple[PixelRange, PixelR
         return lattice_axes(anchor, None, emb.shape)
     first, size = {}, cell * S2.pixel_size
     for dim, step in (("y", -size), ("x", size)):
-        values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
+        numbers = dim in emb.coords and emb[dim].dtype.kind in "iuf"
+        values = emb[dim].values.astype(float) if numbers else np.array([])
         if not values.size or np.abs(np.diff(values) - step).max(initial=0) > 1e-3 * size:
             raise CubeError(
                 f"{dim!r} coordinates {_few(values)}: expected those of embed(), with steps of {step:+g} m, because "

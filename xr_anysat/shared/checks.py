@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from xr_anysat.errors import AnySatError, CubeTypeError
+from xr_anysat.errors import AnySatError, CubeError, CubeTypeError
 
 ANALYSIS = "'xr_anysat[analysis]'"
 
@@ -76,9 +76,17 @@ def check_embedding(emb: Any, call: str) -> None:
     ------
     CubeTypeError
         With the kind of object, and the call that fixes it.
+    CubeError
+        If a coordinate of a dim has several dims.
     """
     dims = tuple(getattr(emb, "dims", ()))
     if isinstance(emb, xr.DataArray) and dims == ("D", "y", "x"):
+        for dim in dims:
+            if dim in emb.coords and emb[dim].ndim != 1:
+                raise CubeError(
+                    f"the coordinate {dim!r} has dims {emb[dim].dims}: expected ({dim!r},); rename it, "
+                    f"emb.reset_coords({dim!r}, drop=True)"
+                )
         return
     if isinstance(emb, xr.DataArray) and set(dims) == {"D", "y", "x"}:
         raise CubeTypeError(f"dims {dims}: expected (D, y, x), use emb.transpose('D', 'y', 'x')")

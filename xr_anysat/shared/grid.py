@@ -124,10 +124,11 @@ def require_grid(emb: xr.DataArray, call: str) -> GeoBox:
         If they do not.
     """
     for dim in ("y", "x"):
-        values = emb[dim].values.astype(float) if dim in emb.coords else np.array([])
+        numbers = dim in emb.coords and emb[dim].dtype.kind in "iuf"
+        values = emb[dim].values.astype(float) if numbers else np.array([])
         steps = np.diff(values)
         if not values.size or (steps.size and np.abs(steps - steps[0]).max() > 1e-3 * abs(steps[0])):
-            what = "are not evenly spaced" if values.size else "are missing"
+            what = "are not evenly spaced" if values.size else "are missing or no numbers"
             raise CubeError(
                 f"{call}: the {dim!r} coordinates {what}, so the position of the cells is unknown. Crop without gaps, "
                 "emb.isel(y=slice(0, 100)), or embed a cube with coordinates"

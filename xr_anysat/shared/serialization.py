@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from xr_anysat.errors import OptionError
+from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.shared.values import is_number, is_whole_number
 
 MAX_DEPTH = 32
@@ -97,6 +97,26 @@ def read_value(value: Any, rule: Rule) -> Any:
     value = plain(value)
     other = value[0] if isinstance(value, list) and len(value) == 1 else [value]
     return other if not rule.holds(value) and rule.holds(other) else value
+
+
+def attribute_json(name: Any, value: Any) -> str:
+    """Return an attribute as JSON.
+
+    Raises
+    ------
+    CubeError
+        If JSON cannot represent it.
+    """
+    try:
+        text = json.dumps(plain(value))
+        if not isinstance(name, str):
+            raise TypeError(f"its name is a {type(name).__name__}")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CubeError(
+            f"attribute {name!r} is {_SHORT.repr(value)}, which JSON cannot represent ({error}): convert it to text or "
+            f"numbers, or drop it, emb.attrs.pop({name!r})"
+        ) from error
+    return text
 
 
 def json_default(value: Any) -> Any:

@@ -7,11 +7,10 @@ GDAL copies values window by window from a plain file on disk to the final file;
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import xarray as xr
 from xr_anysat.errors import CubeError, OptionError, WriteError
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import grid_of
+from xr_anysat.shared.serialization import attribute_json
 from xr_anysat.shared.values import is_whole_number
 from xr_anysat.store.location import folder_problem
 from xr_anysat.store.writing import to_zarr
@@ -94,6 +94,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     # recorded, so that a store of other channels is not resumed
     cube = chosen.astype(np.float32, copy=False).assign_attrs(channels=channels)
     cube.encoding = chosen.encoding
+    tags = _tags(cube.attrs)
     blocks = target.with_name(f"{target.name}.blocks")
     lazy = cube.chunks is not None
     if lazy:
@@ -104,7 +105,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
             rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_OVR_BLOCKSIZE=str(TILE)),
         ):
             plain, whole = Path(folder, "plain.tif"), Path(folder, "whole.tif")
-            _write(cube, geobox, channels, plain)
+            _write(cube, geobox, channels, tags, plain)
             _optimize(plain, whole)
             _compare(plain, whole)
             whole.replace(target)
@@ -119,7 +120,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     return target
 
 
-def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], path: Path) -> None:
+def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], tags: dict[str, str], path: Path) -> None:
     """Write a plain GeoTIFF of a cube in memory or in a store, with overviews."""
     import rasterio
     from rasterio.enums import Resampling
@@ -131,7 +132,7 @@ def _write(cube: xr.DataArray, geobox: GeoBox, channels: list[int], path: Path) 
         height=height, width=width, crs=str(geobox.crs), transform=geobox.transform,
         **_tiles(WINDOW, height, width),
     ) as file:  # fmt: skip
-        file.update_tags(**{str(k): _text(v) for k, v in cube.attrs.items()})
+        file.update_tags(**tags)
         for band, channel in enumerate(channels, 1):
             file.set_band_description(band, str(channel))
         for row, col in product(range(0, height, WINDOW), range(0, width, WINDOW)):
@@ -182,9 +183,19 @@ def _tiles(side: int, height: int, width: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(value: Any) -> str:
-    """Return an attribute as a tag: text unchanged, other values as JSON."""
-    return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
+def _tags(attrs: Mapping[Any, Any]) -> dict[str, str]:
+    """Return attributes as tags: text unchanged, other values as JSON."""
+    tags = {}
+    for name, value in attrs.items():
+        text = attribute_json(name, value)
+        tags[name] = value if isinstance(value, str) else text
+        both = f"{name}{tags[name]}"
+        complete = "\0" not in both and both == both.encode(errors="ignore").decode()  # GDAL stops at a zero
+        if name in ("ns", "bidx") or not complete:  # these names are arguments of rasterio
+            raise CubeError(
+                f"attribute {name!r} cannot be a tag of a GeoTIFF: rename it, or drop it, emb.attrs.pop({name!r})"
+            )
+    return tags
 
 
 def _channels(bands: Sequence[int] | None, depth: int) -> list[int]:

@@ -91,24 +91,39 @@ def read_identity(root: Any, target: StoreLocation) -> dict[str, Any] | None:
         return None
     text = text or read(root, "zarr.json")  # another run may have started in between
     try:
-        group = parse_json(text or b"{}")
-        identity = parse_json(group["attributes"][STORE_ATTR])
-    except (ValueError, KeyError, TypeError):
+        return parse_identity(text or b"{}")
+    except (KeyError, TypeError):
         what = "other files" if text is None else "a Zarr store"
         raise StoreError(
             f"{target} contains {what}, but not what emb.anysat.to_zarr(...) writes: give another path. "
             "xarray.open_zarr opens any Zarr store"
         ) from None
+    except ValueError as error:
+        raise StoreError(
+            f"{target} is damaged or was not written by to_zarr: {error}. Restore its zarr.json from a copy, or write "
+            "the embeddings to another path"
+        ) from error
+
+
+def parse_identity(text: bytes) -> dict[str, Any]:
+    """Parse and check the metadata of a store's group, and return the identity in it.
+
+    Raises
+    ------
+    KeyError, TypeError
+        If there is no identity.
+    ValueError
+        If anything is not as `to_zarr` writes it.
+    """
+    group = parse_json(text)
+    identity = parse_json(group["attributes"][STORE_ATTR])
     problem = (
         _problem_of_identity(identity)
         or _problem_of_arrays(group, identity)
         or _problem_of_coordinates(group, identity)
     )
     if problem is not None:
-        raise StoreError(
-            f"{target} is damaged or was not written by to_zarr: {problem}. Restore its zarr.json from a copy, or "
-            "write the embeddings to another path"
-        )
+        raise ValueError(problem)
     checked: dict[str, Any] = identity
     return checked
 
@@ -179,6 +194,8 @@ def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | No
                 f"the array {name!r} has the dimensions {shorten(dims, None)} and the shape {shorten(shape, None)}: "
                 f"expected dimensions of the grid, {sizes}"
             )
+        if name in sizes and dims != [name]:
+            return f"the array {name!r} has the dimensions {shorten(dims, None)}: expected [{name!r}]"
         if not list_of(whole(1, MAX_SIDE), len(dims)).holds(chunks):
             return f"the array {name!r} has chunks of {shorten(chunks, None)}: expected whole numbers from 1"
         count = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))

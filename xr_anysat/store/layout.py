@@ -13,6 +13,7 @@ import xarray as xr
 from xr_anysat.errors import CubeError
 from xr_anysat.shared.graph import RECHUNK
 from xr_anysat.shared.grid import TRANSFORM, grid_of, with_transform
+from xr_anysat.shared.serialization import attribute_json
 from xr_anysat.store.codecs import CODECS, SCALE, VALUES
 
 INNER_BYTES = 4 << 20
@@ -89,6 +90,8 @@ def prepare_for_store(emb: xr.DataArray) -> xr.DataArray:
             f"{', '.join(taken)}: this name has another meaning in a store. Rename it, or drop it with "
             "emb.drop_vars(name) or emb.attrs.pop(name)"
         )
+    for name, value in emb.attrs.items():
+        attribute_json(name, value)
     emb = emb.assign_coords({k: c.compute() for k, c in emb.coords.items() if c.chunks is not None})
     geobox = grid_of(emb)
     if geobox is None or "spatial_ref" not in emb.coords:

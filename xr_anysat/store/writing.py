@@ -16,7 +16,8 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,12 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.cube.normalization import STATISTICS
-from xr_anysat.errors import StoreError, WriteError
+from xr_anysat.errors import AnySatError, CubeError, StoreError, WriteError
+from xr_anysat.record import ATTRIBUTES, read_record
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.graph import Companion, in_turn, turns, with_value
 from xr_anysat.shared.sensor import S2
+from xr_anysat.shared.serialization import first_violation
 from xr_anysat.store.codecs import CODECS, VALUES, check_codec
 from xr_anysat.store.identity import (
     STORE_ATTR,
@@ -36,6 +39,7 @@ from xr_anysat.store.identity import (
     finished_blocks,
     identity_of,
     layout_of,
+    parse_identity,
     read_identity,
 )
 from xr_anysat.store.layout import (
@@ -127,10 +131,12 @@ def to_zarr(
     check_embedding(emb, "to_zarr('area.zarr')")
     check_codec(codec, emb.dtype)
     target = parse_location(store, storage_options)
-    emb = prepare_for_store(emb)
-    if emb.chunks is None:
-        emb = emb.chunk({"D": -1, "y": BLOCK_CELLS, "x": BLOCK_CELLS})
-    layout = Layout(codec, *margin_and_block(emb))
+    with _storable():
+        emb = prepare_for_store(emb)
+        if emb.chunks is None:
+            emb = emb.chunk({"D": -1, "y": BLOCK_CELLS, "x": BLOCK_CELLS})
+        layout = Layout(codec, *margin_and_block(emb))
+        identity_of(emb, layout)  # before statistics are computed, which may take hours
     root = target.root()
     stored_identity = read_identity(root, target)
     if stored_identity is not None and not resume:
@@ -153,6 +159,21 @@ def to_zarr(
     return open(store, storage_options=storage_options)
 
 
+@contextmanager
+def _storable() -> Iterator[None]:
+    """Raise a CubeError for what xarray, zarr or JSON cannot represent."""
+    try:
+        yield
+    except (AnySatError, MemoryError):
+        raise
+    except Exception as error:
+        raise CubeError(
+            f"the cube cannot be stored: {type(error).__name__}: {error}. Coordinates of a store are numbers, text or "
+            "times, and their names are text without '/'. Convert or rename the others, or drop them with "
+            "emb.drop_vars(name)"
+        ) from error
+
+
 # ---------------------------------------------------------------------- statistics
 
 
@@ -167,10 +188,14 @@ def _with_statistics(emb: xr.DataArray, stored_identity: dict[str, Any] | None) 
     statistics = emb.encoding.get(STATISTICS)
     if not isinstance(statistics, Companion):
         return emb
-    if any(n > whole for n, whole in zip(emb.shape, emb.attrs.get("grid_shape", emb.shape), strict=True)):
+    record = read_record(emb.attrs)
+    if any(n > whole for n, whole in zip(emb.shape, record.get("grid_shape", emb.shape), strict=True)):
         return emb  # several embeddings joined: these are the attrs of the first one
     recorded = {} if stored_identity is None else stored_identity["attrs"]
     if "norm_mean" in recorded:
+        problem = first_violation(recorded, {name: ATTRIBUTES[name] for name in ("norm_mean", "norm_std")})
+        if problem is not None:
+            raise StoreError(f"the statistics in the store are damaged: {problem}. Give another path")
         values: Any = np.array(
             [recorded["norm_mean"], recorded["norm_std"]], float
         )  # zarr 3.0 writes NaN as a text
@@ -193,7 +218,9 @@ def _initialize(
     root: Any, target: StoreLocation, stored: xr.DataArray, layout: Layout, own_identity: dict[str, Any]
 ) -> None:
     """Write all metadata and coordinates that are not there yet."""
-    files = _metadata_files(stored, layout, own_identity)
+    with _storable():
+        files = _metadata_files(stored, layout, own_identity)
+        parse_identity(files["zarr.json"])  # what is written can be read
     write(root, "zarr.json", files.pop("zarr.json"), target, replace=False)
     stored_identity = read_identity(root, target)  # another run may have been first
     assert stored_identity is not None
