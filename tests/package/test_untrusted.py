@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 import warnings
@@ -447,7 +448,8 @@ def test_a_large_shape_without_data_has_no_task_for_each_block(tmp_path: Path) -
         ({"shape": ...}, "the metadata of 'row' are not those of an array"),
         ({"chunk_grid": {"configuration": {"chunk_shape": [0]}}}, r"the array 'row' has chunks of \[0\]"),
         ({"data_type": "nothing"}, "cannot be opened"),
-        ({"codecs": [{"name": "nothing"}]}, "cannot be opened"),
+        ({"codecs": [{"name": "nothing"}]}, r"the array 'row' has codecs \['nothing'\]"),
+        ({"codecs": [{"name": "bytes"}, {"name": "blosc"}]}, "cannot be opened"),
     ],
 )
 def test_a_malformed_coordinate_is_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -457,6 +459,56 @@ def test_a_malformed_coordinate_is_refused(changed: dict[str, Any], says: str, t
     arrays["row"] = {k: v for k, v in (arrays["row"] | changed).items() if v is not ...}
     (path / "zarr.json").write_text(json.dumps(group))
     with pytest.raises(StoreError, match=rf"area\.zarr' .*{says}"):
+        xr_anysat.open(path)
+
+
+class Harmful:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("where", ["filters", "compressor"])
+@pytest.mark.parametrize("dtype", ["|O", "<f8"])
+def test_a_store_with_pickles_executes_nothing(where: str, dtype: str, tmp_path: Path) -> None:
+    """Zarr 2 has a codec that unpickles, and the metadata of a group of Zarr 3 may name arrays of Zarr 2."""
+    path = tmp_path / "area.zarr"
+    group = written(path)
+    pickled = {"id": "pickle", "protocol": 5}
+    metadata = {
+        "zarr_format": 2, "node_type": "array", "shape": [], "chunks": [], "dtype": dtype, "fill_value": 0,
+        "order": "C",
+        "filters": [pickled] if where == "filters" else None, "compressor": None if where == "filters" else pickled,
+        "dimension_names": [], "attributes": {"_ARRAY_DIMENSIONS": []},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": []}},
+    }  # fmt: skip
+    group["consolidated_metadata"]["metadata"]["note"] = metadata
+    shutil.rmtree(path / "note")
+    (path / "note").mkdir()
+    (path / "note" / "0").write_bytes(pickle.dumps([Harmful(tmp_path / "harm")]))
+    (path / "note" / ".zarray").write_text(json.dumps(metadata))
+    (path / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(StoreError, match="the array 'note' has another format: expected an array of Zarr 3"):
+        xr_anysat.open(path)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("name", ["pickle", "numcodecs.pickle", "numcodecs.zlib", 3, None])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_codec_of_another_package_is_refused(name: Any, inside: bool, tmp_path: Path) -> None:
+    path = tmp_path / "area.zarr"
+    group = written(path)
+    array = group["consolidated_metadata"]["metadata"]["anysat" if inside else "row"]
+    chain = array["codecs"][0]["configuration"]["codecs"] if inside else array["codecs"]
+    chain.append({"name": name})
+    (path / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(
+        StoreError, match=r"the array '.*' has codecs \[.*\]: expected some of \['blosc', 'bytes'"
+    ):
         xr_anysat.open(path)
 
 

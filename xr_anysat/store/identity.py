@@ -47,6 +47,11 @@ MAX_SIDE = 2**23
 MAX_COORDINATE_CHUNKS = 1024
 """Largest number of chunks of a coordinate such as y, all of which are read when a store is opened."""
 
+CHUNK_CODECS = {
+    "sharding_indexed", "bytes", "blosc", "zstd", "gzip", "crc32c", "transpose", "vlen-utf8", "vlen-bytes",
+}  # fmt: skip
+"""Codecs of chunks that a store may name. Others, of Zarr 2 or of other packages, may execute code: pickle does."""
+
 MAX_CHANNELS = 2**16
 """Largest number of channels; a model of AnySat has at most 1536."""
 
@@ -189,6 +194,11 @@ def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | No
             chunks = array["chunk_grid"]["configuration"]["chunk_shape"]
         except (AttributeError, KeyError, TypeError):
             return f"the metadata of {name!r} are not those of an array"
+        if (array.get("zarr_format"), array.get("node_type")) != (3, "array"):
+            return f"the array {name!r} has another format: expected an array of Zarr 3"
+        unknown = _codecs_of(array.get("codecs")) - CHUNK_CODECS
+        if unknown:
+            return f"the array {name!r} has codecs {sorted(unknown)}: expected some of {sorted(CHUNK_CODECS)}"
         if not list_of(one_of(*sizes)).holds(dims) or shape != [sizes[d] for d in dims]:
             return (
                 f"the array {name!r} has the dimensions {shorten(dims, None)} and the shape {shorten(shape, None)}: "
@@ -205,6 +215,18 @@ def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | No
         if count > limit:
             return f"the array {name!r} has {count} chunks of {chunks}: expected at most {limit}"
     return None
+
+
+def _codecs_of(chain: Any) -> set[str]:
+    """Return the names of all codecs in a chain, also of those within others."""
+    names: set[str] = set()
+    for codec in chain if isinstance(chain, list) else [chain]:
+        named = isinstance(codec, dict) and isinstance(codec.get("name"), str)
+        names.add(codec["name"] if named else str(codec)[:40])
+        inner: Any = codec.get("configuration") if named else None
+        for key in {"codecs", "index_codecs"} & (inner.keys() if isinstance(inner, dict) else set()):
+            names |= _codecs_of(inner[key])
+    return names
 
 
 def _problem_of_arrays(group: Any, identity: Mapping[str, Any]) -> str | None:
