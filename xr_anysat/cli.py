@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 import xr_anysat
 from xr_anysat.demo import probe as probe_of
 from xr_anysat.demo.run import run
-from xr_anysat.embedding.options import EmbedOptions
+from xr_anysat.embedding.options import EmbedOptions, check_options
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
 from xr_anysat.model import checkpoint
 from xr_anysat.model.weights import EncoderSpec, resolve_device, with_known_hash
@@ -283,6 +283,7 @@ def plan(
 ) -> None:
     """Report what embed would do: blocks, memory, bytes and operations. Nothing is computed."""
     how = explicit_options(options, EMBEDDING)
+    _spec(how)
     cube = _open(options)
     with _about_options():
         print(xr_anysat.plan(cube, codec=codec, calibrate=calibrate, **how))
@@ -405,8 +406,10 @@ def probe(
 
 
 def _spec(how: dict[str, Any]) -> EncoderSpec:
-    """The encoder that `embed` would use."""
-    return EmbedOptions(**how).configured().encoder()
+    """Check the options of `embed` that need no cube, and return the encoder that it would use."""
+    options = EmbedOptions(**how).configured()
+    check_options(options)
+    return options.encoder()
 
 
 def _fetch_weights(spec: EncoderSpec) -> None:

@@ -230,6 +230,11 @@ def test_forms_of_a_point(capsys, form):
         (["embed", *NOWHERE, "--out", "x", "--norm", "none.json"], "norm='none.json' cannot be read"),
         (["verify", "not a repository"], "neither a folder on this machine nor owner/name"),
         (["demo", "--size", "63"], "size=(63, 63): expected even"),
+        (["demo", "--size", "1000000"], "expected even, positive numbers of pixels up to 4096"),
+        (["bench", "probe", "--size", "1000000"], "expected even, positive numbers of pixels up to 4096"),
+        (["bench", "probe", "--tile", "-3"], "tile=-3: expected a positive whole number"),
+        (["plan", *NOWHERE, "--datetime", "9999"], "datetime='9999': expected years from 1900 to 2200"),
+        (["plan", *NOWHERE, "--tile", "-3"], "tile=-3: expected a positive whole number"),
     ],
 )  # fmt: skip
 def test_invalid_arguments(tmp_path, monkeypatch, capsys, arguments, message):
@@ -240,6 +245,19 @@ def test_invalid_arguments(tmp_path, monkeypatch, capsys, arguments, message):
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_the_documentation_names_the_options(capsys):
+    """Every command and option of docs/command_line.md exists, and the page names every command."""
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    commands = [("embed",), ("plan",), ("check",), ("demo",), ("bench", "probe"), ("verify",)]
+    commands += [("weights", name) for name in ("fetch", "path", "info")]
+    known = {"--nworkers", "--nthreads"}  # of the `dask worker` that the page starts
+    for command in [(), *commands]:
+        assert f"`{' '.join(command)}" in page
+        assert main([*command, "--help"]) == 0
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= known
 
 
 def test_options_that_do_not_fit_the_area(area, tmp_path, capsys):

@@ -1429,7 +1429,7 @@ IN_DEGREES = "expected .west, south, east, north. in degrees"
         ({"crs": 4326}, "crs=4326: expected 'utm' or a projected CRS in meters"),
         ({"crs": 2263}, "crs=2263: expected 'utm' or a projected CRS in meters"),
         ({"crs": "nonsense"}, "crs='nonsense': expected 'utm' or an EPSG code"),
-        ({"datetime": "summer"}, "period='summer': expected '2022'"),
+        ({"datetime": "summer"}, "datetime='summer': expected '2022'"),
         ({"datetime": ("2022-06-01", "2022-06-01")}, "is empty"),
         ({"catalog": "earthsearch"}, "expected one of 'earth-search', 'planetary-computer', 'cdse', the URL"),
         ({"catalog": [1]}, r"catalog='\[1\]': expected a name, a URL, a pystac ItemCollection or a list of Items"),

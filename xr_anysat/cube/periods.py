@@ -21,8 +21,12 @@ PERIOD_TIMES_ATTR = "anysat_period_times"
 """attrs key of the first and last time of that cube. If they differ, the cube was cut and the period is void."""
 
 
-def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
-    """Parse a period into its first day and the day after its last; None gives None.
+YEARS = range(1900, 2201)
+"""Years of a period, which all versions of pandas can represent in nanoseconds."""
+
+
+def parse_period(period: Period, name: str = "period") -> tuple[pd.Timestamp, pd.Timestamp] | None:
+    """Parse a period into its first day and the day after its last; None gives None. `name` is that of the option.
 
     Examples
     --------
@@ -48,11 +52,13 @@ def parse_period(period: Period) -> tuple[pd.Timestamp, pd.Timestamp] | None:
         else:
             start, end = (pd.Timestamp(p) for p in parts)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"{period=}: {expected}") from error
+        raise OptionError(f"{name}={period!r}: {expected}") from error
     if any(pd.isna(t) or t != t.normalize() or t.tz for t in (start, end)):
-        raise OptionError(f"{period=}: {expected}, of whole days without a time zone")
+        raise OptionError(f"{name}={period!r}: {expected}, of whole days without a time zone")
+    if start.year not in YEARS or end.year not in YEARS:
+        raise OptionError(f"{name}={period!r}: expected years from {YEARS[0]} to {YEARS[-1]}")
     if end <= start:
-        raise OptionError(f"{period=} is empty: its end is exclusive and must be after its start")
+        raise OptionError(f"{name}={period!r} is empty: its end is exclusive and must be after its start")
     return start, end
 
 

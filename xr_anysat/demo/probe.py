@@ -28,9 +28,11 @@ from xr_anysat.analysis.classification import (
 from xr_anysat.analysis.sampling import MAX_SEED
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
 from xr_anysat.config import MODEL
-from xr_anysat.demo.run import check_encoder, read_landcover
+from xr_anysat.demo.run import read_landcover
+from xr_anysat.embedding.options import EmbedOptions, check_options
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
+from xr_anysat.model.weights import resolve_device
 from xr_anysat.shared.checks import import_optional, require_packages
 from xr_anysat.shared.grid import require_grid
 from xr_anysat.shared.sensor import S2
@@ -156,15 +158,22 @@ def run(
         require_packages("the probe of a synthetic scene", "sklearn", "rasterio", "rioxarray", install=DEMO)
     else:
         require_packages("the probe", "sklearn", "geopandas")
-    check_encoder(model, weights)
+    how: dict[str, Any] = {
+        "norm": NORM,
+        "patch_size": patch_size,
+        "tile": tile,
+        "model": model,
+        "weights": weights,
+    }
+    options = EmbedOptions(frames=frames, **how).configured()
+    check_options(options)
+    resolve_device(options.encoder().device)
     cells = check_whole_number("cells", cells, MIN_POINTS_PER_CLASS, of="cells per class")
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
     with tempfile.TemporaryDirectory() as folder:
         data, truth = _make_data(Path(folder), size, seed) if cube is None else _read_data(cube, labels)
         composed = data.anysat.frames(frames).persist()
-        emb = composed.anysat.embed(
-            frames=None, norm=NORM, patch_size=patch_size, tile=tile, model=model, weights=weights
-        )
+        emb = composed.anysat.embed(frames=None, **how)
         known = (
             _majority(emb, truth) if isinstance(truth, xr.DataArray) else _cells_of(emb, truth, str(column))
         )

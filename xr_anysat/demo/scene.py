@@ -104,6 +104,10 @@ _SPECTRA = {name: np.array(values, "float32") for name, values in _ENDMEMBERS.it
 _CLOUD = np.array([0.62, 0.62, 0.62, 0.62, 0.63, 0.64, 0.65, 0.65, 0.46, 0.34], "float32")
 
 
+MAX_SIZE = 4096
+"""Largest side of a scene in pixels; its year of 10 bands then has some 10 GB of files."""
+
+
 @dataclass(frozen=True)
 class SyntheticScene:
     """The files that :func:`make_scene` wrote.
@@ -189,8 +193,11 @@ def make_scene(
     OptionError
         If `size` is odd or not positive, `origin` is not on the 10 m lattice, or `dates` or `seed` is out of range.
     """
-    if min(size) < 2 or size[0] % 2 or size[1] % 2:
-        raise OptionError(f"{size=}: expected even, positive numbers of pixels, so that 20 m pixels fit")
+    if min(size) < 2 or size[0] % 2 or size[1] % 2 or max(size) > MAX_SIZE:
+        raise OptionError(
+            f"{size=}: expected even, positive numbers of pixels up to {MAX_SIZE}, so that 20 m pixels fit "
+            "and the scene fits into memory"
+        )
     if origin[0] % 10 or origin[1] % 10:
         raise OptionError(f"{origin=}: expected multiples of 10 m")
     if not 1 <= dates <= 73:

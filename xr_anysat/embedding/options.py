@@ -206,6 +206,28 @@ class ResolvedOptions:
         return self.settings.norm == "per_tile_zscore" and frames_bytes > MAX_SHARED_FRAME_BYTES
 
 
+def check_options(o: EmbedOptions) -> tuple[CompositeOptions, str, Statistics | None, int, int]:
+    """Check configured options against each other, without a cube.
+
+    Returns
+    -------
+    tuple
+        How frames are composed; the name of the normalization, and its statistics if they are known; the pixels on the
+        side of a patch; and the pixels that windows share.
+
+    Raises
+    ------
+    OptionError
+        If an option is impossible.
+    """
+    compositing = CompositeOptions(o.frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
+    norm, statistics = parse_norm(o.norm)
+    side = _check_geometry(o)
+    overlap = _check_overlap(o, side, norm)
+    o.check_choices()
+    return compositing, norm, statistics, side, overlap
+
+
 def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> ResolvedOptions:
     """Check the options of :func:`embed` against each other and against the metadata of the cube.
 
@@ -216,14 +238,10 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     """
     check_not_embedding(cube)
     o = options.configured()
-    compositing = CompositeOptions(o.frames, o.period, o.reduce, o.empty, o.doy, o.doy_base, o.fill_value)
-    norm, statistics = parse_norm(o.norm)
-    side = _check_geometry(o)
-    overlap = _check_overlap(o, side, norm)
+    compositing, norm, statistics, side, overlap = check_options(o)
     resize = None if o.resize is None else int(o.resize)
     tile = int(o.tile) if resize is None else resize
     batch = None if o.batch is None else int(o.batch)
-    o.check_choices()
 
     composed = check_composed(cube, compositing, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)

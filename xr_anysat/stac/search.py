@@ -144,7 +144,7 @@ def open_s2(
     _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
     size = _chunk_sizes(chunks)
     workers = check_whole_number("workers", option("fetch_workers", workers))
-    period = parse_period(datetime)
+    period = parse_period(datetime, "datetime")
     geobox = _geobox(bbox, intersects, point, buffer_m, crs)
     check_installed("odc.stac", "pystac_client", "scipy")
     chosen = _catalog(catalog, collections)
