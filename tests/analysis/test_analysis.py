@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,6 +205,30 @@ def test_a_product_of_a_cell_is_that_cells_own(depth: int, k: int, order: Any, t
         got = in_batches(lambda batch: padded_matmul(matrix, batch), values[:, some], **options)
     np.testing.assert_array_equal(got, want[:, some])
     np.testing.assert_allclose(want, matrix @ values, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", ["this CPU", "Nehalem"])
+def test_threads_of_blas_change_no_product(kernels: str) -> None:
+    """For any CPU: each kind has its own kernels, and OpenBLAS divides a large product among its threads."""
+    code = """if True:
+        import numpy as np
+        from threadpoolctl import threadpool_limits
+        from xr_anysat.analysis.cells import BATCH, padded_matmul
+        rng = np.random.default_rng(0)
+        for k, depth in [(1, 256), (65, 64), (130, 768)]:
+            matrix, cell = rng.normal(size=(k, depth)), rng.normal(size=(depth, 1))
+            batch = np.repeat(cell, BATCH, axis=1)
+            for threads in [1, 2, 3, 5, 8, 16]:
+                with threadpool_limits(threads):
+                    made = padded_matmul(matrix, batch)
+                want = made[:, :1] if threads == 1 else want
+                np.testing.assert_array_equal(made, np.repeat(want, BATCH, axis=1))
+    """
+    chosen = {} if kernels == "this CPU" else {"OPENBLAS_CORETYPE": kernels}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | chosen, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------- laziness

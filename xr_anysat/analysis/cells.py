@@ -1,7 +1,8 @@
 """Arithmetic on the cells of embedding cubes, with results on the grid of the cubes.
 
-The results are the same to the last bit for any chunks. BLAS rounds differently for matrices of different shapes, so
-cells are computed in batches of one size, and the last batch is padded with zeros.
+The results are the same to the last bit for any chunks and any number of threads. BLAS rounds differently for matrices
+of different shapes, so cells are computed in batches of one size, and the last batch is padded with zeros. BLAS divides
+large matrices among its threads, which changes the shapes, so products are computed in pieces too small for that.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from xr_anysat.shared.graph import RECHUNK
 from xr_anysat.shared.grid import grid_of, with_transform
 from xr_anysat.shared.serialization import json_default
 
-BATCH = 1024
+BATCH = 256
 """Cells per matrix product."""
 
-ROWS = 64
-"""Matrices are padded to a multiple of this many rows: BLAS kernels for the remaining rows round differently."""
+ROWS = 8
+"""Rows of the matrix per product. The last rows are padded with zeros: BLAS rounds differently for fewer rows."""
+
+DEPTH = 128
+"""Channels per product: OpenBLAS uses one thread for up to 2¹⁸ multiplications, which is ROWS × DEPTH × BATCH."""
 
 
 def one_thread() -> Any:
@@ -78,7 +82,7 @@ def _over_block(
 ) -> np.ndarray:
     _, height, width = blocks[0].shape
     out = np.empty((rows, height, width), dtype)
-    step = max(1, BATCH * 16 // max(width, 1))  # do not copy a whole crop of a cube in memory
+    step = max(1, BATCH * 64 // max(width, 1))  # do not copy a whole crop of a cube in memory
     for top in range(0, height, step):
         strip = [block[:, top : top + step].reshape(block.shape[0], -1) for block in blocks]
         made = in_batches(function, *strip, rows=rows, dtype=dtype, missing=missing)
@@ -109,12 +113,16 @@ def in_batches(
 
 
 def padded_matmul(matrix: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """Product (k, n) of `matrix` (k, D) and a batch (D, n), with rows padded to a multiple of :data:`ROWS`."""
-    k = matrix.shape[0]
-    full = np.zeros((-(-k // ROWS) * ROWS, matrix.shape[1]))
+    """Product (k, n) of `matrix` (k, D) and a batch (D, n), computed in pieces of :data:`ROWS` and :data:`DEPTH`."""
+    k, depth = matrix.shape
+    full = np.zeros((-(-k // ROWS) * ROWS, depth))
     full[:k] = matrix
-    made: np.ndarray = (full @ batch)[:k]
-    return made
+    pieces = full.reshape(-1, ROWS, depth)
+    made = np.zeros((len(pieces), ROWS, batch.shape[1]))
+    for start in range(0, depth, DEPTH):
+        part = slice(start, start + DEPTH)
+        made += pieces[:, :, part] @ batch[part]
+    return made.reshape(-1, batch.shape[1])[:k]
 
 
 # ---------------------------------------------------------------------- results
