@@ -275,18 +275,22 @@ def _metadata_files(stored: xr.DataArray, layout: Layout, own_identity: dict[str
             memory, compute=False, zarr_format=3, consolidated=True, encoding=encoding, safe_chunks=False
         )
     files = {key: read(memory, key) or b"" for key in keys(memory, "")}
-    return _filled_with_nan(files, [name for name in arrays if arrays[name].dtype.kind == "f"])
+    return _as_newer_versions_write(files, [name for name in arrays if arrays[name].dtype.kind == "f"])
 
 
-def _filled_with_nan(files: dict[str, bytes], names: list[str]) -> dict[str, bytes]:
-    """Set the fill value of float arrays to NaN, as xarray does since 2025.3; earlier versions always write 0."""
-    found = {key: json.loads(files[key]) for key in ("zarr.json", *(f"{name}/zarr.json" for name in names))}
-    listed = found["zarr.json"]["consolidated_metadata"]["metadata"]
-    metadata = [doc for name in names for doc in (found[f"{name}/zarr.json"], listed[name])]
-    if all(doc["fill_value"] == "NaN" for doc in metadata):
-        return files
-    for doc in metadata:
-        doc["fill_value"] = "NaN"
+def _as_newer_versions_write(files: dict[str, bytes], floats: list[str]) -> dict[str, bytes]:
+    """Change the metadata of older versions of xarray and zarr in two places.
+
+    The fill value of the arrays `floats` is NaN: xarray before 2025.3 always writes 0. The group lists its arrays in
+    alphabetical order: zarr before 3.1.2 lists them in a random order.
+    """
+    found = {key: json.loads(files[key]) for key in ("zarr.json", *(f"{name}/zarr.json" for name in floats))}
+    consolidated = found["zarr.json"]["consolidated_metadata"]
+    listed = dict(sorted(consolidated["metadata"].items(), key=lambda item: item[0].casefold()))
+    consolidated["metadata"] = listed
+    for name in floats:
+        for doc in (found[f"{name}/zarr.json"], listed[name]):
+            doc["fill_value"] = "NaN"
     return files | {key: json.dumps(doc, indent=2).encode() for key, doc in found.items()}
 
 
