@@ -40,6 +40,7 @@ def parse_period(period: Period, name: str = "period") -> tuple[pd.Timestamp, pd
     expected = (
         "expected '2022', '2022-06', '2022-04-01/2022-10-01' or a pair of dates (start, end), end exclusive"
     )
+    years = f"{name}={period!r}: expected years from {YEARS[0]} to {YEARS[-1]}"
     try:
         parts = period.split("/") if isinstance(period, str) else list(period)
         if not all(re.match(r"\d{4}(\d{4}|Q\d)?\b", p) for p in parts if isinstance(p, str)):
@@ -51,12 +52,14 @@ def parse_period(period: Period, name: str = "period") -> tuple[pd.Timestamp, pd
             start, end = span.start_time, (span + 1).start_time
         else:
             start, end = (pd.Timestamp(p) for p in parts)
+    except pd.errors.OutOfBoundsDatetime as error:  # the year 9999 with pandas 2.2
+        raise OptionError(years) from error
     except (ValueError, TypeError) as error:
         raise OptionError(f"{name}={period!r}: {expected}") from error
     if any(pd.isna(t) or t != t.normalize() or t.tz for t in (start, end)):
         raise OptionError(f"{name}={period!r}: {expected}, of whole days without a time zone")
     if start.year not in YEARS or end.year not in YEARS:
-        raise OptionError(f"{name}={period!r}: expected years from {YEARS[0]} to {YEARS[-1]}")
+        raise OptionError(years)
     if end <= start:
         raise OptionError(f"{name}={period!r} is empty: its end is exclusive and must be after its start")
     return start, end
