@@ -48,6 +48,7 @@ KEEP_ANNOTATIONS = {
     "DASK_OPTIMIZATION__FUSE__ACTIVE": "False",
     "DASK_OPTIMIZATION__ANNOTATIONS__FUSE": "False",
 }
+SCHEDULER_OPTIMIZES = hasattr(dask.base, "collections_to_expr")  # the client does before dask 2025.4
 
 
 @dataclass
@@ -69,7 +70,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     ours = ("XR_ANYSAT_", "DASK_", "HF_")
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith(ours)}
-    env |= KEEP_ANNOTATIONS  # the scheduler optimizes graphs
+    env |= KEEP_ANNOTATIONS
     env |= {"HF_HOME": str(folder / "hf"), "XR_ANYSAT_OFFLINE": "1", "PYTHONPATH": str(TESTS)}
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -443,7 +444,8 @@ def test_forwards_go_to_the_workers_with_a_gpu(cluster: Cluster, tmp_path: Path)
     with dask.annotate(resources={"GPU": 1}):
         emb = frames.anysat.embed(frames=None, tile=12, patch_size=20, norm="pastis", **TINY)
     want = emb.compute(scheduler="synchronous")
-    kept = client.persist(emb)
+    with dask.config.set({} if SCHEDULER_OPTIMIZES else dask.config.collect_env(KEEP_ANNOTATIONS)):
+        kept = client.persist(emb)
     close(kept.compute(scheduler=client).values, want.values)
     seen = client.run_on_scheduler(restrictions)
     assert seen[emb.data.name] == [{"GPU": 1}] * emb.data.npartitions
@@ -530,7 +532,7 @@ def test_a_window_that_does_not_fit_is_an_error_that_says_what_helps() -> None:
 )
 def test_the_graph_of_a_granule_is_small(chunks: tuple[int, ...], options: dict[str, Any]) -> None:
     """As a client sends it: optimized and pickled; and as the scheduler sends each task of it."""
-    if not hasattr(dask.base, "collections_to_expr"):
+    if not SCHEDULER_OPTIMIZES:
         pytest.skip(
             "dask before 2025.4 sends every task of a graph, which its blockwise layers do not shrink"
         )
