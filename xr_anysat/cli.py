@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 import xr_anysat
 from xr_anysat.demo import probe as probe_of
 from xr_anysat.demo.run import run
-from xr_anysat.embedding.options import EmbedOptions, check_options
+from xr_anysat.embedding.options import EmbedOptions, checked_encoder
 from xr_anysat.errors import AnySatError, AnySatWarning, CubeError, OptionError
 from xr_anysat.model import checkpoint
 from xr_anysat.model.weights import EncoderSpec, resolve_device, with_known_hash
@@ -243,7 +243,7 @@ def embed(
     target = parse_location(out)
     check_codec(codec, "float32")  # the dtype of an embedding
     how = explicit_options(options, EMBEDDING)
-    spec = _spec(how)
+    spec = checked_encoder(EmbedOptions(**how))
     if scheduler is None:
         resolve_device(spec.device)  # before anything is written; with a cluster, workers have the device
     try:
@@ -283,7 +283,7 @@ def plan(
 ) -> None:
     """Report what embed would do: blocks, memory, bytes and operations. Nothing is computed."""
     how = explicit_options(options, EMBEDDING)
-    _spec(how)
+    checked_encoder(EmbedOptions(**how))
     cube = _open(options)
     with _about_options():
         print(xr_anysat.plan(cube, codec=codec, calibrate=calibrate, **how))
@@ -369,7 +369,8 @@ def path() -> None:
 @_with_options({name: EMBEDDING[name] for name in ("model", "weights")})
 def info(**options: Any) -> None:
     """Show which weights embed would use, and where they are."""
-    spec, official = _spec(explicit_options(options, EMBEDDING)), checkpoint.OFFICIAL
+    how, official = explicit_options(options, EMBEDDING), checkpoint.OFFICIAL
+    spec = checked_encoder(EmbedOptions(**how))
     source, sha256, file = str(spec.source), spec.sha256, "none, made from the seed"
     if spec.source.kind == "official":
         source = f"official, {official.filename} of {official.repo}"
@@ -403,13 +404,6 @@ def probe(
 
 
 # ---------------------------------------------------------------------- steps
-
-
-def _spec(how: dict[str, Any]) -> EncoderSpec:
-    """Check the options of `embed` that need no cube, and return the encoder that it would use."""
-    options = EmbedOptions(**how).configured()
-    check_options(options)
-    return options.encoder()
 
 
 def _fetch_weights(spec: EncoderSpec) -> None:

@@ -273,6 +273,14 @@ def test_options_that_do_not_fit_the_area(area, tmp_path, capsys):
     assert not (tmp_path / "x.zarr").exists()
 
 
+@pytest.mark.filterwarnings("always::xr_anysat.errors.AnySatWarning")
+def test_a_warning_about_options_is_shown_once(area, tmp_path, capsys):
+    """Options are checked before the search, and again with the cube."""
+    for command in (["plan"], ["embed", "--out", str(tmp_path / "x.zarr")]):
+        assert main([*command, *area.options, "--patch-size", "10", "--tile", "40"]) == 0
+        assert capsys.readouterr().err.count("1600 patches per window") == 1
+
+
 def test_bad_usage_of_a_process(alone):
     code, out, err = end(begin(alone, "embed", "--bbox", "1", "2"))
     assert (code, out) == (2, "")

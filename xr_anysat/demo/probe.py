@@ -29,7 +29,7 @@ from xr_anysat.analysis.sampling import MAX_SEED
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
 from xr_anysat.config import MODEL
 from xr_anysat.demo.run import read_landcover
-from xr_anysat.embedding.options import EmbedOptions, check_options
+from xr_anysat.embedding.options import EmbedOptions, checked_encoder
 from xr_anysat.errors import CubeError, OptionError
 from xr_anysat.model.source import WeightsSource
 from xr_anysat.model.weights import resolve_device
@@ -159,15 +159,9 @@ def run(
     else:
         require_packages("the probe", "sklearn", "geopandas")
     how: dict[str, Any] = {
-        "norm": NORM,
-        "patch_size": patch_size,
-        "tile": tile,
-        "model": model,
-        "weights": weights,
-    }
-    options = EmbedOptions(frames=frames, **how).configured()
-    check_options(options)
-    resolve_device(options.encoder().device)
+        "norm": NORM, "patch_size": patch_size, "tile": tile, "model": model, "weights": weights,
+    }  # fmt: skip
+    resolve_device(checked_encoder(EmbedOptions(frames=frames, **how)).device)
     cells = check_whole_number("cells", cells, MIN_POINTS_PER_CLASS, of="cells per class")
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.config import MODEL, option
-from xr_anysat.embedding.options import EmbedOptions
+from xr_anysat.embedding.options import EmbedOptions, checked_encoder
 from xr_anysat.errors import AnySatError, OptionError, WriteError
 from xr_anysat.model import checkpoint
 from xr_anysat.model.weights import encoder_spec, resolve_device
@@ -116,7 +116,8 @@ def run(
     if not str(out):
         raise OptionError(f"{out=}: expected a folder")
     out, model, weights = Path(out), option("model", model), option("weights", weights)
-    check_encoder(model, "random" if weights is None else weights)
+    options = EmbedOptions(model=model, weights="random" if weights is None else weights)
+    resolve_device(checked_encoder(options).device)
     store = out / "embedding.zarr"
     if store.exists() and not (out / "scene" / "items.json").exists():
         raise OptionError(
@@ -178,12 +179,6 @@ def run(
     say(f"Files        {scene.folder}, {store}, {picture}")
     if not found.learned:
         say(MEANINGLESS)
-
-
-def check_encoder(model: str, weights: str | None) -> None:
-    """Check the model, its weights and the configured device before any work."""
-    spec = EmbedOptions(model=model, weights=weights).configured().encoder()
-    resolve_device(spec.device)
 
 
 def say(line: str) -> None:

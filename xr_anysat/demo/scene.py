@@ -105,7 +105,7 @@ _CLOUD = np.array([0.62, 0.62, 0.62, 0.62, 0.63, 0.64, 0.65, 0.65, 0.46, 0.34], 
 
 
 MAX_SIZE = 4096
-"""Largest side of a scene in pixels; its year of 10 bands then has some 10 GB of files."""
+"""Largest side of a scene in pixels: the ten bands of a date then have 185 MB."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ def make_scene(
     Raises
     ------
     OptionError
-        If `size` is odd or not positive, `origin` is not on the 10 m lattice, or `dates` or `seed` is out of range.
+        If `size` is odd, not positive or above :data:`MAX_SIZE`, `origin` is not on the 10 m lattice, or `dates` or
+        `seed` is out of range.
     """
     if min(size) < 2 or size[0] % 2 or size[1] % 2 or max(size) > MAX_SIZE:
         raise OptionError(

@@ -228,6 +228,13 @@ def check_options(o: EmbedOptions) -> tuple[CompositeOptions, str, Statistics | 
     return compositing, norm, statistics, side, overlap
 
 
+def checked_encoder(options: EmbedOptions) -> EncoderSpec:
+    """Check options before any work, as far as that needs no cube, and specify the encoder."""
+    configured = options.configured()
+    check_options(configured)
+    return configured.encoder()
+
+
 def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> ResolvedOptions:
     """Check the options of :func:`embed` against each other and against the metadata of the cube.
 
@@ -242,6 +249,13 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     resize = None if o.resize is None else int(o.resize)
     tile = int(o.tile) if resize is None else resize
     batch = None if o.batch is None else int(o.batch)
+    patches = (tile // side) ** 2
+    if patches > MAX_PATCHES:
+        what = "tile" if resize is None else "resize"
+        warn(
+            f"{patches} patches per window ({what}={tile} px, patches of {o.patch_size} m): upstream recommends at "
+            f"most {MAX_PATCHES}. Use a larger patch_size or a smaller {what}"
+        )
 
     composed = check_composed(cube, compositing, bands=o.bands, nodata=o.nodata)
     canonical = read_cube(cube, bands=o.bands, nodata=o.nodata)
@@ -323,12 +337,6 @@ def _check_geometry(options: EmbedOptions) -> int:
         raise OptionError(
             f"{what}={tile} pixels is not a multiple of the patch side, {side} pixels (patch_size={patch_size} m): "
             f"use {what}={' or '.join(map(str, near))}"
-        )
-    patches = (int(tile) // side) ** 2
-    if patches > MAX_PATCHES:
-        warn(
-            f"{patches} patches per window ({what}={tile} px, patches of {patch_size} m): upstream recommends at most "
-            f"{MAX_PATCHES}. Use a larger patch_size or a smaller {what}"
         )
     return side
 
