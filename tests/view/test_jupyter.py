@@ -148,6 +148,64 @@ def test_coordinates_are_escaped(name: str) -> None:
     assert [markup] * 3 == table(shown)[{"doy": "DOY", "n_obs": "obs."}[name]]
 
 
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def places_of_markup() -> dict[str, Callable[[xr.DataArray], xr.DataArray]]:
+    """Everything of a cube that can be text, each with a function that puts markup there."""
+    cube = placed(DATES)
+    cube.attrs["items"] = json.dumps(
+        [{"id": "a", "datetime": "2022-03-01T00:00:00Z", "used": "clouds: 40 %"}]
+    )
+    made = cube.anysat.frames(4, period="2022")
+    places: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
+        "the name": lambda c: c.rename(MARKUP),
+        "a new attribute": lambda c: c.assign_attrs({MARKUP: MARKUP}),
+        "a new coordinate": lambda c: c.assign_coords({MARKUP: MARKUP}),
+        "the name of the CRS": lambda c: c.assign_coords(
+            spatial_ref=c["spatial_ref"].assign_attrs(
+                {
+                    key: re.sub(r'^(PROJCRS|PROJCS)\["[^"]*"', rf'\1["{MARKUP}"', str(value))
+                    for key, value in c["spatial_ref"].attrs.items()
+                }
+            )
+        ),
+        "a band": lambda c: c.assign_coords(band=[MARKUP, *c["band"].values[1:]]),
+    }
+    for key in made.attrs:
+        places[f"attribute {key}"] = lambda c, key=key: c.assign_attrs({key: MARKUP})
+    for key in ("id", "datetime", "used"):
+        places[f"{key} of an item"] = lambda c, key=key: c.assign_attrs(
+            items=json.dumps([json.loads(c.attrs["items"])[0] | {key: MARKUP}])
+        )
+    for name in made.coords:
+        places[f"coordinate {name}"] = lambda c, name=name: c.assign_coords(
+            {name: (c[name].dims, np.full(c[name].shape, MARKUP, object))}
+        )
+    for dim in made.dims:
+        places[f"dim {dim}"] = lambda c, dim=dim: c.rename({dim: MARKUP})
+    return places
+
+
+@pytest.mark.parametrize("place", places_of_markup())
+def test_markup_anywhere_is_escaped(place: str) -> None:
+    """In composed frames, in the cube that they are made of, and in an embedding."""
+    cube = placed(DATES)
+    cube.attrs["items"] = json.dumps(
+        [{"id": "a", "datetime": "2022-03-01T00:00:00Z", "used": "clouds: 40 %"}]
+    )
+    made = cube.anysat.frames(4, period="2022")
+    emb = made.isel(time=0, drop=True).rename(band="D").transpose("D", "y", "x")
+    put = places_of_markup()[place]
+    shown = [html(put(made))]
+    for other in (cube, emb):
+        try:
+            shown.append(html(put(other)))
+        except (KeyError, ValueError):  # the cube has no such coordinate, dim or attribute
+            continue
+    assert all("<img src=x" not in text for text in shown)
+
+
 def test_dims_are_escaped() -> None:
     assert html(xr.DataArray([1, 2], dims="<b>")).startswith("<pre>Neither")
     assert "<b>" not in html(xr.DataArray([1, 2], dims="<b>"))
