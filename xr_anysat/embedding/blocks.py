@@ -29,7 +29,7 @@ from xr_anysat.embedding.forward import (
     run_in_batches,
     window_tensors,
 )
-from xr_anysat.embedding.lattice import PixelRange, block_side, cell_chunks
+from xr_anysat.embedding.lattice import PixelRange, Squares, block_side, cell_chunks
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.errors import warn
 from xr_anysat.model.weights import get_encoder
@@ -54,7 +54,14 @@ def frame_bytes(dates: int, pixels: int) -> int:
     return dates * len(S2.bands) * 4 * pixels
 
 
-def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec) -> Any:
+def encode_windows(
+    frames: Any,
+    stats: Any,
+    rows: PixelRange,
+    cols: PixelRange,
+    settings: BlockSpec,
+    squares: Squares | None = None,
+) -> Any:
     """Embed frames in adjacent windows.
 
     Parameters
@@ -66,6 +73,8 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
     rows, cols : PixelRange
         Position of the pixels on the lattice.
     settings : BlockSpec
+    squares : Squares, optional
+        The squares that are needed. Cells outside them are NaN.
 
     Returns
     -------
@@ -80,12 +89,19 @@ def encode_windows(frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, 
     if eager:  # the same graph, computed now; name=False avoids hashing all pixels
         get_encoder(settings.spec)  # report a missing checkpoint or device before hours of work
         frames = da.from_array(frames, chunks=blocks, name=False)
+    needed = None
+    if squares is not None:
+        parts = tuple(
+            cell_chunks(*side, settings.stride) for side in ((rows, layout.down), (cols, layout.across))
+        )
+        needed = da.from_array(squares.needed, chunks=parts)
     out = da.blockwise(
         encode_block, "dyx",
         frames.rechunk(blocks, method=RECHUNK), "tbyx",
         stats if stats is None else da.asarray(stats), stats if stats is None else "sc",
         da.from_array(np.arange(rows.start, rows.stop), chunks=(layout.down,)), "y",
         da.from_array(np.arange(cols.start, cols.stop), chunks=(layout.across,)), "x",
+        needed, None if needed is None else "yx",
         settings=settings,
         new_axes={"d": settings.channels},
         adjust_chunks={"y": layout.down_cells, "x": layout.across_cells},
@@ -143,12 +159,14 @@ def encode_block(
     stats: np.ndarray | None,
     rows: np.ndarray,
     cols: np.ndarray,
+    needed: np.ndarray | None = None,
     *,
     settings: BlockSpec,
 ) -> np.ndarray:
     """Embed one block of frames (T, 10, h, w) float32: (D, h cells, w cells) float32.
 
-    `rows` (h,) and `cols` (w,) are the numbers of the pixels on the lattice.
+    `rows` (h,) and `cols` (w,) are the numbers of the pixels on the lattice, and `needed` are the squares to compute
+    (by default all).
     """
     valid = observed(frames)
     check_values(frames, valid, offset_decided=settings.offset_decided)
@@ -157,6 +175,7 @@ def encode_block(
     out = np.full((settings.channels, height, width), np.nan, np.float32)
     if not valid.any():
         return out
+    squares = None if needed is None else Squares(y.grid(settings.stride), x.grid(settings.stride), needed)
     with exclusive_encoder(settings.spec) as model:
 
         def run(part: list[WindowPosition], device: torch.device) -> list[torch.Tensor]:
@@ -165,7 +184,8 @@ def encode_block(
             with autocast_for(device, settings.spec):
                 return [call_model(model, pixels, doy, mask, origin, settings).float()]
 
-        for (i, j), (cells,) in run_in_batches(observed_windows(valid, y, x, settings), run, model, settings):
+        windows = observed_windows(valid, y, x, settings, squares)
+        for (i, j), (cells,) in run_in_batches(windows, run, model, settings):
             if settings.output == "tile":
                 out[:, i.window - y_first, j.window - x_first] = cells
             elif settings.output == "patch":

@@ -14,7 +14,8 @@ from xr_anysat.cube.normalization import STATISTICS, Statistics, tile_statistics
 from xr_anysat.cube.periods import Period
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
-from xr_anysat.embedding.options import EmbedOptions, resolve_options, size_warning
+from xr_anysat.embedding.lattice import Squares
+from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, resolve_options, size_warning
 from xr_anysat.embedding.output_grid import resize_frames
 from xr_anysat.embedding.overlap import encode_overlapping
 from xr_anysat.embedding.pooling import pool_cells
@@ -155,6 +156,15 @@ def embed(
         warn(f"{warning}. cube.anysat.plan(...) reports time and memory")
 
     # Everything above used only metadata; NumPy cubes are read from here on
+    emb = embed_resolved(cube, resolved)
+    warn_if_empty(emb.data)
+    return emb if pool is None else pool_cells(emb, pool)
+
+
+def embed_resolved(
+    cube: xr.DataArray | xr.Dataset, resolved: ResolvedOptions, squares: Squares | None = None
+) -> xr.DataArray:
+    """Embed a cube with resolved options, (D, y, x) float32; with `squares`, only these, and NaN elsewhere."""
     composed = resolved.compose(resolved.canonical)
     record = frames_record(composed)
     settings = resolved.with_days(composed)
@@ -163,13 +173,15 @@ def embed(
     stats = None if resolved.statistics is None else resolved.statistics.array()
     if settings.norm == "per_tile_zscore":
         if lazy and resolved.needs_second_pass(data.nbytes):
-            second = resolved.compose(read_cube(read_again(cube), bands=bands, nodata=nodata))
+            options = resolved.config
+            second = resolved.compose(
+                read_cube(read_again(cube), bands=options["bands"], nodata=options["nodata"])
+            )
             stats = tile_statistics(second.data)
         else:
             stats = tile_statistics(data)
     encode = encode_overlapping if settings.overlap else encode_windows
-    encoded = encode(data, stats, resolved.rows, resolved.cols, settings)
-    warn_if_empty(encoded)
+    encoded = encode(data, stats, resolved.rows, resolved.cols, settings, squares)
 
     emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=resolved.coords)
     if resolved.geobox is not None:
@@ -178,4 +190,4 @@ def embed(
         emb.encoding[STATISTICS] = Companion.of(stats)
     config = resolved.config if resolved.composed else {**resolved.config, "period": record["period"]}
     emb.attrs = embedding_attrs(composed, record, config, settings.spec, stats, emb, lazy)
-    return emb if pool is None else pool_cells(emb, pool)
+    return emb

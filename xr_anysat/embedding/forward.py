@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xr_anysat.cube.normalization import clip, normalize
-from xr_anysat.embedding.lattice import PixelRange, Span, spans
+from xr_anysat.embedding.lattice import PixelRange, Span, Squares, spans
 from xr_anysat.embedding.process import retain_freed_memory, worker_torch_threads
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.errors import CubeError, DeviceError, warn
@@ -51,12 +51,17 @@ def _device(model: Any) -> torch.device:
 
 
 def observed_windows(
-    valid: np.ndarray, y: PixelRange, x: PixelRange, settings: BlockSpec
+    valid: np.ndarray, y: PixelRange, x: PixelRange, settings: BlockSpec, squares: Squares | None
 ) -> list[list[WindowPosition]]:
-    """Return the windows of a block that have any observed pixel, grouped by shape."""
+    """Return the windows of a block that have any observed pixel, grouped by shape.
+
+    Windows do not overlap. With `squares`, only those that are needed are returned.
+    """
     groups: dict[tuple[int, ...], list[WindowPosition]] = {}
     for i in spans(y, settings.tile, settings.side):
         for j in spans(x, settings.tile, settings.side):
+            if squares is not None and not squares.meet(PixelRange(i.window, 1), PixelRange(j.window, 1)):
+                continue
             if valid[:, i.pixels.slice_of(y), j.pixels.slice_of(x)].any():
                 groups.setdefault((i.first_patch, i.n_patches, j.first_patch, j.n_patches), []).append((i, j))
     return list(groups.values())

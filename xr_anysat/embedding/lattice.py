@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class PixelRange:
@@ -146,6 +148,49 @@ def spans(
         start, stop = max(axis.start, window * stride), min(axis.stop, window * stride + tile)
         patch, patches = PixelRange(start, stop - start).covering_cells(side)
         yield Span(window, start, stop, patch - window * (stride // side), patches)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squares of a cube for which embeddings are needed; windows that meet none of them are not computed.
+
+    A square has the side of a stride. It is a window if windows do not overlap.
+
+    Attributes
+    ----------
+    rows, cols : PixelRange
+        The squares that a cube meets, as ranges of squares.
+    needed : ndarray, (rows, cols) bool
+        Which of them are needed.
+    """
+
+    rows: PixelRange
+    cols: PixelRange
+    needed: np.ndarray
+
+    def part(self, y: PixelRange, x: PixelRange, stride: int) -> Squares:
+        """Return the squares that a part of the cube meets, at pixel rows `y` and columns `x`."""
+        rows, cols = y.grid(stride), x.grid(stride)
+        return Squares(rows, cols, self.needed[rows.slice_of(self.rows), cols.slice_of(self.cols)])
+
+    def meet(self, rows: PixelRange, cols: PixelRange) -> bool:
+        """Whether any square in these rows and columns of squares is needed."""
+        return bool(self.needed[rows.slice_of(self.rows), cols.slice_of(self.cols)].any())
+
+    def cells(self, y: PixelRange, x: PixelRange, cell: int, stride: int) -> np.ndarray:
+        """Return which cells of `cell` pixels at pixel rows `y` and columns `x` are in a needed square, (y, x) bool."""
+        down, across = (
+            np.arange(cells.start, cells.stop) * cell // stride - squares.start
+            for cells, squares in ((y.grid(cell), self.rows), (x.grid(cell), self.cols))
+        )
+        return self.needed[down[:, None], across]
+
+    def grown(self, reach: int) -> Squares:
+        """Return these squares and those up to `reach` squares away from them."""
+        needed = np.zeros_like(self.needed)
+        for row, col in zip(*np.nonzero(self.needed), strict=True):
+            needed[max(row - reach, 0) : row + reach + 1, max(col - reach, 0) : col + reach + 1] = True
+        return Squares(self.rows, self.cols, needed)
 
 
 def halo(tile: int, overlap: int) -> int:

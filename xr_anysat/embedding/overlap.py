@@ -26,7 +26,7 @@ from xr_anysat.embedding.forward import (
     to_device,
     window_tensors,
 )
-from xr_anysat.embedding.lattice import PixelRange, Span, blend_weights, halo, hull, spans
+from xr_anysat.embedding.lattice import PixelRange, Span, Squares, blend_weights, halo, hull, spans
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.model.weights import get_encoder
 from xr_anysat.shared.graph import RECHUNK
@@ -60,7 +60,12 @@ class Tokens:
 
 
 def encode_overlapping(
-    frames: Any, stats: Any, rows: PixelRange, cols: PixelRange, settings: BlockSpec
+    frames: Any,
+    stats: Any,
+    rows: PixelRange,
+    cols: PixelRange,
+    settings: BlockSpec,
+    squares: Squares | None = None,
 ) -> Any:
     """Embed frames in overlapping windows; see :func:`xr_anysat.embedding.blocks.encode_windows`."""
     import dask.array as da
@@ -79,11 +84,21 @@ def encode_overlapping(
         frames = da.from_array(frames, chunks=chunks, name=False)
     frames = frames.rechunk(chunks, method=RECHUNK)
     stats = None if stats is None else da.asarray(stats)
-    name = f"overlap-{tokenize(frames.name, None if stats is None else stats.name, rows, cols, settings)}"
+    name = f"overlap-{tokenize(frames.name, None if stats is None else stats.name, rows, cols, settings, squares)}"
     tokens = f"tokens-{name}"
     statistics = None if stats is None else (stats.name, 0, 0)
+    stride = settings.stride
+    near_squares = None if squares is None else squares.grown(reach // stride)
     graph: dict[Any, Any] = {
-        (tokens, i, j): (encode_tokens, (frames.name, 0, 0, i, j), statistics, y, x, settings)
+        (tokens, i, j): (
+            encode_tokens,
+            (frames.name, 0, 0, i, j),
+            statistics,
+            y,
+            x,
+            settings,
+            None if near_squares is None else near_squares.part(y, x, stride),
+        )
         for i, y in enumerate(pieces[0])
         for j, x in enumerate(pieces[1])
     }
@@ -94,7 +109,8 @@ def encode_overlapping(
     for i, (y, near_rows, all_y) in enumerate(down):
         for j, (x, near_cols, all_x) in enumerate(across):
             near = [(tokens, a, b) for a in near_rows for b in near_cols]
-            graph[name, 0, i, j] = (blend_block, near, (all_y, all_x), y, x, settings)
+            own = None if squares is None else squares.part(y, x, stride)
+            graph[name, 0, i, j] = (blend_block, near, (all_y, all_x), y, x, settings, own)
     layers = HighLevelGraph.from_collections(
         name, graph, dependencies=[frames] if stats is None else [frames, stats]
     )
@@ -128,9 +144,16 @@ def neighborhoods(
 
 
 def encode_tokens(
-    frames: np.ndarray, stats: np.ndarray | None, y: PixelRange, x: PixelRange, settings: BlockSpec
+    frames: np.ndarray,
+    stats: np.ndarray | None,
+    y: PixelRange,
+    x: PixelRange,
+    settings: BlockSpec,
+    near_squares: Squares | None = None,
 ) -> Tokens | None:
     """Compute the tokens of a piece (T, 10, h, w) float32 at rows `y` and columns `x`; None if it was not observed.
+
+    With `near_squares`, only their patches are computed.
 
     Patches go through the model in squares with the side of a stride, which start where windows start. A patch is
     therefore always batched with the same neighbors, whichever piece it is in.
@@ -150,7 +173,7 @@ def encode_tokens(
             pixels, doy, mask = window_tensors(frames, valid, stats, y, x, part, device, squares)
             return model.tokens(pixels, doy, mask, side=side, local=dense)
 
-        groups = observed_windows(valid, y, x, squares)
+        groups = observed_windows(valid, y, x, squares, near_squares)
         for (i, j), (token, own, is_covered) in run_in_batches(groups, run, model, squares):
             at = patches(i, squares).slice_of(rows), patches(j, squares).slice_of(cols)
             patch[at], covered[at] = token, True if is_covered is None else is_covered
@@ -165,10 +188,12 @@ def blend_block(
     y: PixelRange,
     x: PixelRange,
     settings: BlockSpec,
+    own: Squares | None = None,
 ) -> np.ndarray:
     """Compute one block (D, h cells, w cells) float32 at rows `y` and columns `x`.
 
-    `near` are the tokens of the pieces around it, which cover the rows and columns `near_pixels`.
+    `near` are the tokens of the pieces around it, which cover the rows and columns `near_pixels`. With `own`, only
+    the windows that meet these squares of the block are computed, and cells outside them are NaN.
     """
     side, stride = settings.side, settings.stride
     known = [tokens for tokens in near if tokens is not None]
@@ -210,7 +235,8 @@ def blend_block(
         (i, j)
         for i in spans(near_pixels[0], settings.tile, side, stride=stride, over=y)
         for j in spans(near_pixels[1], settings.tile, side, stride=stride, over=x)
-        if covered_patches(i, j).any()
+        if (own is None or own.meet(_squares_of(i, settings), _squares_of(j, settings)))
+        and covered_patches(i, j).any()
     )
     # row by row, to keep the order of the sums
     groups = groupby(windows, key=lambda window: [(span.first_patch, span.n_patches) for span in window])
@@ -221,8 +247,10 @@ def blend_block(
             weight = weights[i.first_patch :][inside[0], None] * weights[j.first_patch :][None, inside[1]]
             blended[down.slice_of(rows), across.slice_of(cols)] += token[inside] * weight[..., None]
     blended[~covered[rows.slice_of(all_rows), cols.slice_of(all_cols)]] = np.nan
+    unneeded = np.s_[:0] if own is None else ~own.cells(y, x, settings.cell, stride)
     if settings.output == "patch":
         out[:] = np.moveaxis(blended, -1, 0)
+        out[:, unneeded] = np.nan
         return out
     for tokens in known:
         assert tokens.local is not None  # output is "dense"
@@ -231,4 +259,10 @@ def blend_block(
     patch_y, patch_x = (np.arange(axis.start, axis.stop) // side - axis.grid(side).start for axis in (y, x))
     spread = np.moveaxis(blended[patch_y[:, None], patch_x], -1, 0)
     out[:dim] = np.where(np.isnan(out[dim]), np.nan, spread)
+    out[:, unneeded] = np.nan
     return out
+
+
+def _squares_of(span: Span, settings: BlockSpec) -> PixelRange:
+    """Return the squares that a window meets."""
+    return PixelRange(span.window * settings.stride, settings.tile).grid(settings.stride)
