@@ -1,15 +1,13 @@
 """Points and polygons on an embedding cube: `sample` and `zonal`.
 
-Geometries may be in any CRS. A point selects the cell that contains it, a polygon the cells whose centers it contains.
-Means over polygons are summed in blocks at fixed positions of the cube, in a fixed order, so chunks change no bit.
+Geometries may be in any CRS. A point selects the cell that contains it. A polygon is the mean of the cells that it
+covers, weighted by the share of each cell (`zones`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
-from itertools import product
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +15,15 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.analysis.cells import observed
+from xr_anysat.analysis.zones import in_grid_units, zone_sums
 from xr_anysat.errors import OptionError
 from xr_anysat.shared.checks import check_embedding, import_optional
-from xr_anysat.shared.graph import RECHUNK
 from xr_anysat.shared.grid import require_grid
 from xr_anysat.shared.serialization import json_default
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame, GeoSeries
     from odc.geo.geobox import GeoBox
-
-BLOCK = 256
-"""Cells on the side of the blocks that are summed one after the other."""
 
 STATUS = "status"
 
@@ -98,9 +93,11 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
 
 
 def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame:
-    """Average the embeddings of the cells whose centers are in each polygon.
+    """Average the embeddings over each polygon, weighted by the share of each cell that the polygon covers.
 
-    Only the chunks of a lazy cube that polygons touch are computed, block by block. Polygons may overlap.
+    The shares are exact, so a polygon that is smaller than a cell has the embedding of its cell. Polygons may overlap,
+    and may have holes and several parts. Only the chunks of a lazy cube that polygons meet are computed, block by
+    block.
 
     Parameters
     ----------
@@ -115,14 +112,14 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
         The same rows, index, columns and CRS, with these additional columns:
 
         ``emb_000``, ``emb_001``, …
-            One column per channel, float32: the mean over the cells that were observed, or NaN.
+            One column per channel, float32: the mean over what was observed, or NaN.
         ``cells``
-            Number of cells of the cube whose centers are in the polygon or on its border.
+            Area of the polygon within the cube, in cells (float64).
         ``valid_share``
-            Share of these cells that was observed; NaN if there are no cells.
+            Share of this area that was observed; NaN if the area is 0.
         ``status``
             ``"ok"``; ``"partial"``: part of the polygon is outside the cube; ``"outside"``: all of it is outside, or
-            there is no geometry; ``"empty"``: it contains no cell center; ``"invalid"``: nothing was observed in it.
+            there is no geometry; ``"invalid"``: nothing was observed in it.
 
     Raises
     ------
@@ -137,29 +134,20 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     ...     np.arange(12, dtype="float32").reshape(2, 2, 3), dims=("D", "y", "x"),
     ...     coords={"y": [25.0, 15.0], "x": [5.0, 15.0, 25.0]},
     ... ).odc.assign_crs("EPSG:32632")
-    >>> fields = geopandas.GeoSeries([shapely.box(0, 10, 20, 30), shapely.box(20, 0, 40, 20)], crs="EPSG:32632")
-    >>> emb.anysat.zonal(fields)[["emb_000", "emb_001", "cells", "valid_share", "status"]]
+    >>> fields = geopandas.GeoSeries([shapely.box(5, 10, 20, 20), shapely.box(20, 0, 40, 20)], crs="EPSG:32632")
+    >>> emb.anysat.zonal(fields)[["emb_000", "emb_001", "cells", "valid_share", "status"]].round(2)
        emb_000  emb_001  cells  valid_share   status
-    0      2.0      8.0      4          1.0       ok
-    1      5.0     11.0      1          1.0  partial
+    0     3.67     9.67    1.5          1.0       ok
+    1     5.00    11.00    1.0          1.0  partial
     """
     check_embedding(emb, "zonal(polygons)")
     frame = as_geodataframe(polygons, "polygons", "zonal()")
     names = _check_new_columns(frame, [*_names(emb), "cells", "valid_share", STATUS], "polygons")
     geobox = require_grid(emb, "zonal()")
-    shapes = in_crs_of(geobox, frame.geometry, POLYGONS, "polygons")
-    sums, cells, valid = zone_sums(emb, geobox, list(shapes))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        added = pd.DataFrame((sums / valid[:, None]).astype(np.float32), frame.index, names[:-3])
-        added["cells"], added["valid_share"] = cells, valid / cells
-    import shapely
-
-    extent = shapely.box(*geobox.boundingbox.bbox)
-    touching = shapely.intersects(extent, shapes.values)
-    beyond = ~shapely.covers(extent, shapes.values)
-    added[STATUS] = np.select(
-        [~touching, cells == 0, valid == 0, beyond], ["outside", "empty", "invalid", "partial"], OK
-    ).astype(object)
+    shapes = in_grid_units(geobox, in_crs_of(geobox, frame.geometry, POLYGONS, "polygons"))
+    means, cells, share, status = zone_means(emb, shapes)
+    added = pd.DataFrame(means, frame.index, names[:-3])
+    added["cells"], added["valid_share"], added[STATUS] = cells, share, status
     return _joined(frame, added, emb)
 
 
@@ -191,6 +179,29 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     return given if crs is None else given.to_crs(crs.proj)
 
 
+def zone_means(
+    emb: xr.DataArray, places: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Average embeddings over places in units of the grid.
+
+    Returns
+    -------
+    means : ndarray, (n, D) float32
+        NaN where nothing was observed. At a point, the embedding of its cell, to the last bit.
+    cells, valid_share : ndarray, (n,) float64
+    status : ndarray, (n,) object
+        As in :func:`zonal`.
+    """
+    import shapely
+
+    sums, cells, valid = zone_sums(emb, places)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means, share = (sums / valid[:, None]).astype(np.float32), valid / cells
+    beyond = ~shapely.covers(shapely.box(0, 0, emb.sizes["x"], emb.sizes["y"]), np.array(places, object))
+    status = np.select([cells == 0, valid == 0, beyond], ["outside", "invalid", "partial"], OK)
+    return means, cells, share, status.astype(object)
+
+
 def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings at points, (n, D), NaN if there is none, and their status (ok, outside, invalid), (n,) str."""
     rows, cols, inside = cells_at(emb, points, call)
@@ -202,9 +213,9 @@ def values_at(emb: xr.DataArray, points: GeoSeries, call: str) -> tuple[np.ndarr
 
 
 def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
-    """Return the mean embedding (D,) float64 of the cells that contain points or whose centers are in polygons.
+    """Return the mean embedding (D,) float64 of the cells that contain points, or over the union of polygons.
 
-    Each cell counts once.
+    Each cell counts once, at most whole.
 
     Raises
     ------
@@ -232,14 +243,10 @@ def mean_embedding(emb: xr.DataArray, place: Any, call: str) -> np.ndarray:
                 f"to: nothing was observed at {int((~seen).sum())} of {len(shapes)} points; {remedy}"
             )
         return found.sum(0) / len(found)
-    shapes = in_crs_of(geobox, shapes, POLYGONS, "to")
-    sums, cells, valid = zone_sums(emb, geobox, [shapes.union_all()])
+    union = in_crs_of(geobox, shapes, POLYGONS, "to").union_all()
+    sums, cells, valid = zone_sums(emb, in_grid_units(geobox, geopandas.GeoSeries([union])))
     if not valid[0]:
-        reason = (
-            f"nothing was observed in its {cells[0]} cells"
-            if cells[0]
-            else "it contains no cell center of the cube"
-        )
+        reason = f"nothing was observed in its {cells[0]:.3g} cells" if cells[0] else "it is outside the cube"
         raise OptionError(f"to: {reason}; {remedy}")
     return sums[0] / valid[0]
 
@@ -261,83 +268,6 @@ def vectors(emb: xr.DataArray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray
     picked = emb.variable.isel(y=xr.Variable("cell", rows), x=xr.Variable("cell", cols))
     # the rounding of sums depends on the memory layout
     return np.ascontiguousarray(picked.transpose("cell", "D").values)
-
-
-# ---------------------------------------------------------------------- zones
-
-
-def zone_sums(
-    emb: xr.DataArray, geobox: GeoBox, shapes: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums (n, D) float64 over polygons, how many cells each has, and how many of them were observed, (n,) int."""
-    ys, xs = (geobox.coords[name].values for name in geobox.dimensions)
-    met = _blocks_met(geobox, shapes)
-    blocks = [(slice(i, i + BLOCK), slice(j, j + BLOCK)) for i, j in met]
-    within = [[shapes[n] for n in numbers] for numbers in met.values()]
-    places = [(ys[y], xs[x]) for y, x in blocks]
-    if emb.chunks is None:
-        made = [
-            _block_sums(emb.data[:, y, x], *place, those)
-            for (y, x), place, those in zip(blocks, places, within, strict=True)
-        ]
-    else:
-        import dask
-
-        parts = emb.data.rechunk((-1, BLOCK, BLOCK), method=RECHUNK).to_delayed()
-        block_sums = dask.delayed(_block_sums)  # type: ignore[attr-defined]
-        made = dask.compute(  # type: ignore[attr-defined]
-            [
-                block_sums(parts[0, i // BLOCK, j // BLOCK], *place, those)
-                for (i, j), place, those in zip(met, places, within, strict=True)
-            ]
-        )[0]
-    sums = np.zeros((len(shapes), emb.sizes["D"]))
-    counts = np.zeros((2, len(shapes)), int)
-    for numbers, each in zip(met.values(), made, strict=True):  # row by row of blocks
-        for number, (total, cells, valid) in zip(numbers, each, strict=True):
-            sums[number] += total
-            counts[:, number] += cells, valid
-    return sums, counts[0], counts[1]
-
-
-def _blocks_met(geobox: GeoBox, shapes: Sequence[Any]) -> dict[tuple[int, int], list[int]]:
-    """Map the blocks that bounding boxes of polygons intersect, by first row and column, to numbers of polygons."""
-    a = geobox.affine
-    met: dict[tuple[int, int], list[int]] = {}
-    for number, shape in enumerate(shapes):
-        if shape is None or shape.is_empty:
-            continue
-        left, bottom, right, top = shape.bounds
-        spans = []
-        for low, high, size in (
-            (*sorted([(bottom - a.f) / a.e, (top - a.f) / a.e]), geobox.shape[0]),
-            (*sorted([(left - a.c) / a.a, (right - a.c) / a.a]), geobox.shape[1]),
-        ):
-            first, last = math.floor(max(low, 0)), math.ceil(min(high, size))
-            spans.append(range(first // BLOCK * BLOCK, last, BLOCK))
-        for i, j in product(*spans):
-            met.setdefault((i, j), []).append(number)
-    return dict(sorted(met.items()))
-
-
-def _block_sums(
-    values: np.ndarray, ys: np.ndarray, xs: np.ndarray, shapes: Iterable[Any]
-) -> list[tuple[np.ndarray, int, int]]:
-    """Sum (D,), cells and observed cells of each polygon in a block (D, h, w) whose centers are at `ys` and `xs`."""
-    import shapely
-
-    there = observed(values)
-    made = []
-    for shape in shapes:
-        left, bottom, right, top = shape.bounds
-        rows, cols = np.nonzero((bottom <= ys) & (ys <= top))[0], np.nonzero((left <= xs) & (xs <= right))[0]
-        shapely.prepare(shape)
-        i, j = np.nonzero(shapely.intersects_xy(shape, *np.meshgrid(xs[cols], ys[rows])))
-        i, j = rows[i], cols[j]
-        seen = there[i, j]
-        chosen = np.ascontiguousarray(values[:, i[seen], j[seen]], np.float64)
-        made.append((chosen.sum(1), len(i), int(seen.sum())))
-    return made
 
 
 # ---------------------------------------------------------------------- tables
