@@ -40,6 +40,7 @@ from xr_anysat.errors import (
     WriteError,
 )
 from xr_anysat.model.weights import load_model
+from xr_anysat.places.on_cube import embed_at
 from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check, open
@@ -79,6 +80,7 @@ __all__ = [
     "cluster",
     "config",
     "embed",
+    "embed_at",
     "frames",
     "load_model",
     "open",

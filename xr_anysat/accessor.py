@@ -24,12 +24,13 @@ from xr_anysat.cube.reading import DIM_NAMES, band_name
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.pooling import pool
+from xr_anysat.places.on_cube import embed_at
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check
 from xr_anysat.store.writing import to_zarr
 from xr_anysat.view.preview import preview
 
-CUBE_METHODS = ("frames", "statistics", "plan", "embed", "preview")
+CUBE_METHODS = ("frames", "statistics", "plan", "embed", "embed_at", "preview")
 """Methods that apply to a Sentinel-2 cube."""
 
 EMBEDDING_METHODS = (
@@ -61,9 +62,9 @@ class AnySatAccessor:
     As the last line of a notebook's cell, ``frames.anysat`` shows composed frames with their calendar; for any other
     cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.
 
-    On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`. On an embedding cube: `pool`, `to_zarr`, `to_cog`,
-    `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`. On both:
-    `preview`.
+    On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`, `embed_at`. On an embedding cube: `pool`, `to_zarr`,
+    `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`.
+    On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -90,6 +91,7 @@ class AnySatAccessor:
     statistics = _method(statistics)
     plan = _method(plan)
     embed = _method(embed)
+    embed_at = _method(embed_at)
     pool = _method(pool)
     to_zarr = _method(to_zarr)
     to_cog = _method(to_cog)

@@ -41,7 +41,15 @@ class CatalogError(AnySatError, ValueError):
 
 
 class ReadError(AnySatError, OSError):
-    """An asset of a catalog's item cannot be read."""
+    """An asset of a catalog's item cannot be read.
+
+    Attributes
+    ----------
+    item : str or None
+        Name of the item.
+    """
+
+    item: str | None = None
 
 
 class StoreError(AnySatError, ValueError):

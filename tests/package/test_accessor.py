@@ -30,6 +30,7 @@ POSITIONAL = {
     "frames": 1,
     "statistics": 1,
     "embed": 1,
+    "embed_at": 2,
     "plan": 1,
     "pool": 1,
     "to_zarr": 2,
@@ -119,7 +120,7 @@ def test_positional_arguments_are_few() -> None:
         placed().anysat.frames(2, peroid="2022")
 
 
-FOR_CUBES = {"frames", "statistics", "embed", "plan"}
+FOR_CUBES = {"frames", "statistics", "embed", "embed_at", "plan"}
 FOR_BOTH = {"preview"}
 
 

@@ -31,6 +31,7 @@ from xr_anysat.demo.scene import make_scene
 from xr_anysat.errors import AnySatError, AnySatWarning, CatalogError, OptionError, ReadError
 from xr_anysat.stac import catalogs
 from xr_anysat.stac import items as stac_items
+from xr_anysat.stac import loading as item_loading
 from xr_anysat.stac import reader as item_reader
 from xr_anysat.stac import search as stac
 from xr_anysat.stac.search import open_s2
@@ -1102,7 +1103,7 @@ def test_errors_and_readers_travel(tmp_path):
     source = item_reader.source_of(scene, item_reader.Masking("scl", (9,), 0.0, ()), "raise", 8)
     reader = pickle.loads(pickle.dumps(item_reader.ItemReader(source, {"GDAL_HTTP_TIMEOUT": "1"})))
     assert reader.source == source
-    driver = item_reader._Driver({"a": "b"}, {"0": source} | {str(i): source for i in range(1000)})
+    driver = item_loading._Driver({"a": "b"}, {"0": source} | {str(i): source for i in range(1000)})
     assert len(pickle.dumps(driver)) < 200
 
 

@@ -29,7 +29,7 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
 
         - a tuple (x, y) in the cube's CRS: the cell that contains this point,
         - a point or polygon of shapely in the cube's CRS, or a GeoSeries or GeoDataFrame in any CRS: the mean of the
-          cells that contain the points, or whose centers are in the polygons; each cell counts once,
+          cells that contain the points, each counted once, or over the area of the polygons,
         - a vector (D,), such as ``emb.anysat.pool()``.
 
     Returns

@@ -7,7 +7,7 @@ covers, weighted by the share of each cell (`zones`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,11 +85,11 @@ def sample(emb: xr.DataArray, points: GeoDataFrame | GeoSeries) -> GeoDataFrame:
     """
     check_embedding(emb, "sample(points)")
     frame = as_geodataframe(points, "points", "sample()")
-    names = _check_new_columns(frame, [*_names(emb), STATUS], "points")
+    names = check_new_columns(frame, [*_names(emb), STATUS], "points")
     values, status = values_at(emb, frame.geometry, "sample()")
     added = pd.DataFrame(values, frame.index, names[:-1])
     added[STATUS] = status
-    return _joined(frame, added, emb)
+    return joined(frame, added, emb.attrs)
 
 
 def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame:
@@ -142,13 +142,13 @@ def zonal(emb: xr.DataArray, polygons: GeoDataFrame | GeoSeries) -> GeoDataFrame
     """
     check_embedding(emb, "zonal(polygons)")
     frame = as_geodataframe(polygons, "polygons", "zonal()")
-    names = _check_new_columns(frame, [*_names(emb), "cells", "valid_share", STATUS], "polygons")
+    names = check_new_columns(frame, [*_names(emb), "cells", "valid_share", STATUS], "polygons")
     geobox = require_grid(emb, "zonal()")
     shapes = in_grid_units(geobox, in_crs_of(geobox, frame.geometry, POLYGONS, "polygons"))
     means, cells, share, status = zone_means(emb, shapes)
     added = pd.DataFrame(means, frame.index, names[:-3])
     added["cells"], added["valid_share"], added[STATUS] = cells, share, status
-    return _joined(frame, added, emb)
+    return joined(frame, added, emb.attrs)
 
 
 def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str) -> GeoSeries:
@@ -163,8 +163,8 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
     valid = given[given.notna()]
     others = sorted(set(valid.geom_type) - set(kinds))
     if others:
-        hint = "zonal() takes polygons" if kinds == POINTS else "sample() takes points"
-        raise OptionError(f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}; {hint}")
+        hint = {POINTS: "; zonal() takes polygons", POLYGONS: "; sample() takes points"}.get(tuple(kinds), "")
+        raise OptionError(f"{what} contain {', '.join(others)}: expected only {' or '.join(kinds)}{hint}")
     crs = geobox.crs
     if (crs is None) != (given.crs is None):
         if crs is None:
@@ -173,7 +173,7 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
                 "emb.odc.assign_crs('EPSG:32632')"
             )
         raise OptionError(f"{what} have no CRS: set it, {what}.set_crs('EPSG:4326')")
-    if kinds == POLYGONS and not valid.is_valid.all():
+    if kinds != POINTS and not valid.is_valid.all():
         bad = list(valid.index[~valid.is_valid][:3])
         raise OptionError(f"{what} cross themselves at index {bad}: repair them, {what}.make_valid()")
     return given if crs is None else given.to_crs(crs.proj)
@@ -292,7 +292,7 @@ def _names(emb: xr.DataArray) -> list[str]:
     return [f"emb_{i:0{digits}d}" for i in range(emb.sizes["D"])]
 
 
-def _check_new_columns(frame: GeoDataFrame, names: list[str], what: str) -> list[str]:
+def check_new_columns(frame: GeoDataFrame, names: list[str], what: str) -> list[str]:
     """Return `names`, if the table has no columns with these names."""
     taken = [name for name in names if name in frame.columns]
     if taken:
@@ -303,11 +303,12 @@ def _check_new_columns(frame: GeoDataFrame, names: list[str], what: str) -> list
     return names
 
 
-def _joined(frame: GeoDataFrame, added: pd.DataFrame, emb: xr.DataArray) -> GeoDataFrame:
+def joined(frame: GeoDataFrame, added: pd.DataFrame, attrs: Mapping[Any, Any]) -> GeoDataFrame:
+    """Return a table with additional columns, and the attributes of the embedding as its record."""
     import geopandas
 
     joined = geopandas.GeoDataFrame(
         pd.concat([frame, added], axis=1), geometry=frame.active_geometry_name, crs=frame.crs
     )
-    joined.attrs = {**frame.attrs, "embedding": json.dumps(emb.attrs, default=json_default)}
+    joined.attrs = {**frame.attrs, "embedding": json.dumps(attrs, default=json_default)}
     return joined

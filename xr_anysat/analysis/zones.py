@@ -128,7 +128,7 @@ def zone_sums(emb: xr.DataArray, places: Sequence[Any]) -> tuple[np.ndarray, np.
     cells, valid : ndarray, (n,) float64
         Number of cells of each place, and of those that were observed: sums of shares.
     """
-    met = blocks_met(places, emb.shape[1:])  # type: ignore[arg-type]
+    met = blocks_met(places, (emb.sizes["y"], emb.sizes["x"]))
     within = [[places[n] for n in numbers] for numbers in met.values()]
     if emb.chunks is None:
         made = [
@@ -162,7 +162,7 @@ def _block_sums(
     there = observed(values)
     made = []
     for place in places:
-        shares = cell_shares(place, top, left, there.shape)  # type: ignore[arg-type]
+        shares = cell_shares(place, top, left, there.shape)
         seen = np.where(there, shares, 0)
         i, j = np.nonzero(seen)
         chosen = np.ascontiguousarray(values[:, i, j], np.float64)

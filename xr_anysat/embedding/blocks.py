@@ -33,7 +33,7 @@ from xr_anysat.embedding.lattice import PixelRange, Squares, block_side, cell_ch
 from xr_anysat.embedding.settings import BlockSpec, WindowPosition
 from xr_anysat.errors import warn
 from xr_anysat.model.weights import get_encoder
-from xr_anysat.shared.graph import RECHUNK
+from xr_anysat.shared.graph import RECHUNK, keep_blocks
 from xr_anysat.shared.sensor import S2
 
 if TYPE_CHECKING:
@@ -107,6 +107,15 @@ def encode_windows(
         adjust_chunks={"y": layout.down_cells, "x": layout.across_cells},
         concatenate=True, align_arrays=False, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
     )  # fmt: skip
+    if squares is not None:
+        kept = [
+            [
+                squares.meet(y.grid(settings.stride), x.grid(settings.stride))
+                for x in cols.parts(layout.across)
+            ]
+            for y in rows.parts(layout.down)
+        ]
+        out = keep_blocks(out, np.array(kept))
     return out.compute(scheduler="synchronous") if eager else out
 
 

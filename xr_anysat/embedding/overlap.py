@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,28 +88,25 @@ def encode_overlapping(
     tokens = f"tokens-{name}"
     statistics = None if stats is None else (stats.name, 0, 0)
     stride = settings.stride
-    near_squares = None if squares is None else squares.grown(reach // stride)
-    graph: dict[Any, Any] = {
-        (tokens, i, j): (
-            encode_tokens,
-            (frames.name, 0, 0, i, j),
-            statistics,
-            y,
-            x,
-            settings,
-            None if near_squares is None else near_squares.part(y, x, stride),
-        )
-        for i, y in enumerate(pieces[0])
-        for j, x in enumerate(pieces[1])
-    }
+    grown = None if squares is None else squares.grown(reach // stride)
+    graph: dict[Any, Any] = {}
+    near_squares = {}
+    for i, y in enumerate(pieces[0]):
+        for j, x in enumerate(pieces[1]):
+            part = None if grown is None else grown.part(y, x, stride)
+            near_squares[i, j] = part
+            graph[tokens, i, j] = (
+                encode_tokens, (frames.name, 0, 0, i, j), statistics, y, x, settings, part,
+            )  # fmt: skip
     down, across = (
         list(neighborhoods(*each, reach))
         for each in ((rows, blocks[0], pieces[0]), (cols, blocks[1], pieces[1]))
     )
     for i, (y, near_rows, all_y) in enumerate(down):
         for j, (x, near_cols, all_x) in enumerate(across):
-            near = [(tokens, a, b) for a in near_rows for b in near_cols]
             own = None if squares is None else squares.part(y, x, stride)
+            needed = product(near_rows, near_cols) if own is None or own.needed.any() else ()
+            near = [(tokens, *at) for at in needed if (part := near_squares[at]) is None or part.needed.any()]
             graph[name, 0, i, j] = (blend_block, near, (all_y, all_x), y, x, settings, own)
     layers = HighLevelGraph.from_collections(
         name, graph, dependencies=[frames] if stats is None else [frames, stats]

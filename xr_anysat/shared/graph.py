@@ -19,7 +19,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask._task_spec import DataNode, convert_legacy_graph
-from dask.base import clone_key
+from dask.base import clone_key, tokenize
 from dask.callbacks import Callback
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
@@ -256,6 +256,26 @@ TASK_BYTES = 256 << 20
 RECHUNK = "tasks"
 """Method of rechunking: chunk by chunk. Dask's default on a cluster with many chunks ("p2p") moves the whole array
 through the disks of the workers, and nothing is embedded before everything has been read."""
+
+
+def keep_blocks(array: Any, kept: np.ndarray) -> Any:
+    """Return a dask array (D, y, x) of float whose blocks are NaN, and not computed, where `kept` (y, x) is False.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np
+    >>> ones = da.ones((1, 1, 4), chunks=(1, 1, 2))
+    >>> keep_blocks(ones, np.array([[True, False]])).compute()
+    array([[[ 1.,  1., nan, nan]]])
+    """
+    name = f"kept-{tokenize(array.name, kept)}"
+    graph: dict[Any, Any] = {}
+    for i, height in enumerate(array.chunks[1]):
+        for j, width in enumerate(array.chunks[2]):
+            missing = (np.full, (array.shape[0], height, width), np.nan, array.dtype)
+            graph[name, 0, i, j] = (array.name, 0, i, j) if kept[i, j] else missing
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[array])
+    return da.Array(layers, name, array.chunks, meta=array._meta)
 
 
 def even_chunks(chunks: tuple[int, ...], side: int) -> tuple[int, ...]:

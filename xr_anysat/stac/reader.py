@@ -6,14 +6,12 @@ resolved before two items are merged in a pixel.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ from xr_anysat.shared.sensor import S2
 from xr_anysat.stac import catalogs
 from xr_anysat.stac.addresses import driver_of
 from xr_anysat.stac.catalogs import CATALOGS, check_installed, check_secrets
-from xr_anysat.stac.items import ItemDecision, footprint_of, lonlat
+from xr_anysat.stac.items import ItemDecision
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -123,29 +121,43 @@ class ItemReader:
 
     def read_observed(self, geobox: GeoBox) -> np.ndarray:
         """Read the pixels with all bands that are not masked, (10, y, x) float32 with NaN elsewhere."""
+        return self.read_parts([geobox])[0]
+
+    def read_parts(self, geoboxes: Sequence[GeoBox]) -> list[np.ndarray]:
+        """Read several grids as `read_observed` does; each asset is opened once for all of them."""
         masking = self.source.masking
-        wide = geobox.pad(masking.reach) if masking.reach else geobox
-        inside = tuple(slice(masking.reach, masking.reach + n) for n in geobox.shape)
+        reach = masking.reach
+        wide = [geobox.pad(reach) if reach else geobox for geobox in geoboxes]
+        inside = [tuple(slice(reach, reach + n) for n in geobox.shape) for geobox in geoboxes]
+        out = [np.full((len(S2.bands), *geobox.shape), np.nan, np.float32) for geobox in geoboxes]
+        bands: Iterable[np.ndarray]
         if masking.mask == "scl":  # read first: where all is cloudy, no band needs to be read
             classes = self._assets(["SCL"], wide)["SCL"]
-            scl = classes[inside]
+            scl = [values[at] for values, at in zip(classes, inside, strict=True)]
             # no data (0) outside the swath does not grow
-            cloudy = np.isin(classes, [c for c in masking.classes if c != 0])
-            left_out = masking.grow(cloudy) | (scl == 0)
-            if left_out.all():
-                return np.full((len(S2.bands), *geobox.shape), np.nan, np.float32)
-            bands = self._bands(self._assets(S2.bands, geobox), scl)
+            cloudy = (np.isin(values, [c for c in masking.classes if c != 0]) for values in classes)
+            left_out = [masking.grow(c) | (values == 0) for c, values in zip(cloudy, scl, strict=True)]
+            clear = [i for i, mask in enumerate(left_out) if not mask.all()]
+            found = self._assets(S2.bands if clear else (), [geoboxes[i] for i in clear])
+            bands = (self._bands(_one(found, k), scl[i]) for k, i in enumerate(clear))
         elif callable(masking.mask):
+            clear, left_out, kept = list(range(len(geoboxes))), [], []
             found = self._assets(self.source.assets, wide)
-            padded = self._bands(found, found.get("SCL"))
-            left_out = masking.grow(self._call_mask(masking.mask, padded, found, wide))
-            bands = padded[(slice(None), *inside)]
+            for i, geobox in enumerate(wide):
+                values = _one(found, i)
+                padded = self._bands(values, values.get("SCL"))
+                left_out.append(masking.grow(self._call_mask(masking.mask, padded, values, geobox)))
+                kept.append(padded[(slice(None), *inside[i])])
+            bands = kept
         else:
-            bands = self._bands(self._assets(S2.bands, geobox), None)
-            left_out = np.zeros(geobox.shape, bool)
-        observed = np.isfinite(bands).all(0) & ~left_out
-        np.copyto(bands, np.float32(np.nan), where=~observed)
-        return bands
+            clear = list(range(len(geoboxes)))
+            found = self._assets(S2.bands, geoboxes)
+            bands = (self._bands(_one(found, i), None) for i in clear)
+            left_out = [np.zeros(geobox.shape, bool) for geobox in geoboxes]
+        for i, pixels in zip(clear, bands, strict=True):
+            observed = np.isfinite(pixels).all(0) & ~left_out[i]
+            np.copyto(out[i], pixels, where=observed)
+        return out
 
     def _bands(self, found: Mapping[str, np.ndarray], scl: np.ndarray | None) -> np.ndarray:
         """Stack the ten bands (10, y, x) with the offset removed, NaN where missing."""
@@ -189,20 +201,20 @@ class ItemReader:
         result: np.ndarray = left_out.transpose(..., "y", "x").values.reshape(geobox.shape)
         return result
 
-    def _assets(self, names: Iterable[str], geobox: GeoBox) -> dict[str, np.ndarray]:
-        """Read assets on a grid (y, x) at the same time; return them by name."""
+    def _assets(self, names: Iterable[str], geoboxes: Sequence[GeoBox]) -> dict[str, list[np.ndarray]]:
+        """Read assets on grids (y, x) at the same time; return them by name."""
         pool = _pool(self.source.workers)
-        jobs = {name: pool.submit(self._asset, name, geobox) for name in names}
+        jobs = {name: pool.submit(self._asset, name, geoboxes) for name in names}
         try:
             return {name: job.result() for name, job in jobs.items()}
         finally:
             for job in jobs.values():
                 job.cancel()
 
-    def _asset(self, name: str, geobox: GeoBox | None) -> np.ndarray:
-        """Read an asset on a grid (y, x): SCL as uint8, others as float32; missing pixels are 0 or NaN.
+    def _asset(self, name: str, geoboxes: Sequence[GeoBox]) -> list[np.ndarray]:
+        """Read an asset on grids (y, x): SCL as uint8, others as float32; missing pixels are 0 or NaN.
 
-        Without a grid, the asset is only opened.
+        Without grids, the asset is only opened.
         """
         key, href = self.source.assets[name]
         reason = ""
@@ -211,16 +223,18 @@ class ItemReader:
         for wait in (0, catalogs.WAIT, 2 * catalogs.WAIT):
             time.sleep(wait)
             try:
-                return self._read(name, _signed(href), geobox, retry=wait > 0)
+                return self._read(name, _signed(href), geoboxes, retry=wait > 0)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error.__cause__ or error}"
         # raised outside of `except`: exceptions of GDAL cannot be sent between processes
-        raise ReadError(
+        failure = ReadError(
             f"asset {key!r} of item {self.source.item!r} cannot be read: {_without_token(reason)[:300]} "
             f"({_without_token(href)}). Try again; or on_error='invalid' leaves the item out where that happens."
         )
+        failure.item = self.source.item
+        raise failure
 
-    def _read(self, name: str, uri: str, geobox: GeoBox | None, *, retry: bool) -> np.ndarray:
+    def _read(self, name: str, uri: str, geoboxes: Sequence[GeoBox], *, retry: bool) -> list[np.ndarray]:
         import rasterio
         from odc.loader import reader_driver
         from rasterio.enums import Resampling
@@ -232,17 +246,12 @@ class ItemReader:
             path = re.sub("^s3://", "/vsis3/", re.sub("^(?=https?://)", "/vsicurl/", uri))
             gdal["CPL_VSIL_CURL_NON_CACHED"] = path
         driver: Any = reader_driver("rio")
+        pixels: list[np.ndarray] = []
         with (
-            driver.restore_env(gdal, driver.new_load(geobox)),
+            driver.restore_env(gdal, driver.new_load(geoboxes[0] if geoboxes else None)),
             rasterio.open(uri, driver=None if self.source.trusted else driver_of(uri)) as file,
         ):
-            if geobox is None:
-                return np.empty((0, 0))
-            onto: dict[str, Any] = {
-                "crs": str(geobox.crs),
-                "transform": geobox.transform,
-                "height": geobox.shape[0],
-                "width": geobox.shape[1],
+            options: dict[str, Any] = {
                 "dtype": "uint8" if name == "SCL" else "float32",
                 "nodata": 0 if name == "SCL" else np.nan,
                 "src_nodata": 0 if file.nodata is None and name in (*S2.bands, "SCL") else file.nodata,
@@ -253,9 +262,22 @@ class ItemReader:
                 "YSCALE": 1,
                 "tolerance": 1e-5,
             }
-            with WarpedVRT(file, **onto) as warped:
-                pixels: np.ndarray = warped.read(1)
-                return pixels
+            for geobox in geoboxes:
+                height, width = geobox.shape
+                grid = {
+                    "crs": str(geobox.crs),
+                    "transform": geobox.transform,
+                    "height": height,
+                    "width": width,
+                }
+                with WarpedVRT(file, **grid, **options) as warped:
+                    pixels.append(warped.read(1))
+        return pixels
+
+
+def _one(found: Mapping[str, list[np.ndarray]], number: int) -> dict[str, np.ndarray]:
+    """Return the values of all assets on one of several grids."""
+    return {name: values[number] for name, values in found.items()}
 
 
 _POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
@@ -326,7 +348,7 @@ def leave_out_unreadable(
     for scene in scenes:
         if scene.unused is None:
             reader = ItemReader(source_of(scene, masking, "raise", workers), gdal)
-            checked.append([pool.submit(reader._asset, name, None) for name in reader.source.assets])
+            checked.append([pool.submit(reader._asset, name, ()) for name in reader.source.assets])
         else:
             checked.append([])
     out = []
@@ -334,101 +356,3 @@ def leave_out_unreadable(
         errors = [str(e) for e in (job.exception() for job in jobs) if e is not None]
         out.append(replace(scene, unused=f"unreadable: {errors[0]}") if errors else scene)
     return out
-
-
-class _Driver:
-    """Makes odc.stac.load read with `ItemReader` (implements ReaderDriver and MDParser of odc.loader)."""
-
-    dask_reader = None
-    aux_reader = None
-
-    def __init__(self, gdal: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-        self.gdal, self.sources = gdal, sources
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"gdal": {}, "sources": {}}  # workers do not need them: each task has its own source
-
-    @property
-    def md_parser(self) -> _Driver:
-        return self
-
-    def extract(self, md: Any) -> Any:
-        from odc.loader import FixedCoord, RasterBandMetadata, RasterGroupMetadata
-
-        raster = RasterBandMetadata("float32", math.nan, dims=("band", "y", "x"))
-        return RasterGroupMetadata({("s2", 1): raster}, extra_coords=[FixedCoord("band", list(S2.bands))])
-
-    def driver_data(self, md: Any, band_key: Any) -> Source:
-        return self.sources[getattr(md, "owner", md).id]  # odc-stac 0.4 passes the asset, later ones the item
-
-    def new_load(self, geobox: Any, *, chunks: Any = None) -> None:
-        return None
-
-    def finalise_load(self, load_state: Any) -> Any:
-        return load_state
-
-    def capture_env(self) -> dict[str, Any]:
-        return dict(self.gdal)
-
-    @contextmanager
-    def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[dict[str, Any]]:
-        yield env
-
-    def open(self, src: Any, ctx: Any) -> ItemReader:
-        return ItemReader(src.driver_data, ctx)
-
-
-def load_scenes(
-    scenes: list[ItemDecision],
-    geobox: GeoBox,
-    masking: Masking,
-    on_error: str,
-    gdal: Mapping[str, Any],
-    workers: int,
-    chunks: Mapping[str, int],
-) -> xr.DataArray:
-    """Load the cube of the scenes: one date per solar day, a mosaic of its valid observations.
-
-    If two items have a valid observation of a pixel, those that need no reprojection come first, then the order
-    of their names decides, so that the order of the catalog has no effect.
-    """
-    import odc.stac
-    import pystac
-    from dask.base import tokenize
-
-    epsg = "" if geobox.crs is None else str(geobox.crs.to_epsg())
-
-    def order(scene: ItemDecision) -> tuple[Any, ...]:
-        p = scene.item.properties
-        own = str(p.get("proj:epsg") or p.get("proj:code") or "").removeprefix("EPSG:")
-        return own != epsg, scene.item.id, scene.item.collection_id or ""
-
-    scenes = sorted(scenes, key=order)
-    area = lonlat(geobox)
-    shift = pd.Timedelta(hours=area.centroid.coords[0][0] / 15)
-    days = [(s.time + shift).normalize() for s in scenes]
-    sources, items = {}, []
-    for i, scene in enumerate(scenes):
-        # footprints are approximate, so pixels just outside are read, too
-        footprint = footprint_of(scene.item)
-        covers = area if footprint is None else footprint.buffer(0.01)
-        source = sources[str(i)] = source_of(scene, masking, on_error, workers)
-        item = pystac.Item(str(i), covers.json, list(covers.boundingbox.bbox), scene.time.to_pydatetime(), {})
-        # odc names tasks by the href alone, so it must contain everything that changes the result
-        item.add_asset("s2", pystac.Asset(f"anysat://{tokenize(source)}", media_type="image/tiff"))
-        items.append(item)
-    cube = odc.stac.load(
-        items,
-        bands=["s2"],
-        geobox=geobox,
-        groupby=lambda item, parsed, i: days[i],
-        preserve_original_order=True,
-        chunks={"time": 1, **chunks},
-        driver=_Driver(gdal, sources),
-    )["s2"]
-    first: dict[pd.Timestamp, pd.Timestamp] = {}
-    for scene, day in zip(scenes, days, strict=True):
-        first[day] = min(scene.time, first.get(day, scene.time))
-    cube = cube.assign_coords(time=pd.DatetimeIndex([first[d] for d in sorted(first)]))
-    cube.encoding["grid_mapping"] = "spatial_ref"
-    return cube.transpose("time", "band", "y", "x")

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from xr_anysat.shared.values import check_whole_number, is_number, is_whole_numb
 from xr_anysat.stac import catalogs
 from xr_anysat.stac.catalogs import CATALOGS, Catalog, check_installed, check_secrets
 from xr_anysat.stac.items import DateRange, ItemDecision, judge_item, lonlat, select_scenes
-from xr_anysat.stac.reader import Mask, Masking, gdal_environment, leave_out_unreadable, load_scenes
+from xr_anysat.stac.loading import load_scenes
+from xr_anysat.stac.reader import Mask, Masking, gdal_environment, leave_out_unreadable
 
 if TYPE_CHECKING:
     import pystac
@@ -141,49 +142,130 @@ def open_s2(
     AnySatWarning
         If the metadata of an item contradict each other, or do not decide about the offset.
     """
-    _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
     size = _chunk_sizes(chunks)
-    workers = check_whole_number("workers", option("fetch_workers", workers))
     period = parse_period(datetime, "datetime")
+    query = scene_query(
+        catalog,
+        collections,
+        max_cloud,
+        mask,
+        scl_invalid,
+        dilate_m,
+        mask_assets,
+        harmonize,
+        on_error,
+        workers,
+    )
     geobox = _geobox(bbox, intersects, point, buffer_m, crs)
     check_installed("odc.stac", "pystac_client", "scipy")
-    chosen = _catalog(catalog, collections)
-
-    found = _search(chosen, geobox, period) if isinstance(catalog, str) else list(catalog)
-    url = chosen.url if isinstance(catalog, str) else None
-    scenes = [
-        judge_item(i, harmonize, needs_scl=mask == "scl", extra=mask_assets, catalog=url) for i in found
-    ]
-    scenes = select_scenes(scenes, geobox, period, max_cloud)
-    masking = Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
+    scenes = query.find(geobox, period)
     gdal = gdal_environment(s for s in scenes if s.unused is None)
     if on_error == "invalid":
-        scenes = leave_out_unreadable(scenes, masking, gdal, workers)
+        scenes = leave_out_unreadable(scenes, query.masking, gdal, query.workers)
     used = [s for s in scenes if s.unused is None]
     if not used:
-        raise CatalogError(_nothing_found(scenes, chosen, geobox, period, max_cloud))
-    _report_decisions(scenes)
-
-    cube = load_scenes(used, geobox, masking, on_error, gdal, workers, size)
-    times = [s.time for s in used]
-    start, end = period or (min(times).normalize(), max(times).normalize() + pd.Timedelta(days=1))
-    cube.attrs = {
-        PERIOD_ATTR: f"{start.date()}/{end.date()}",
-        PERIOD_TIMES_ATTR: span_of(cube["time"].values),
-        "units": "DN",
-        "nodata": float("nan"),
-        "catalog": chosen.url,
-        "items": json.dumps([s.record() for s in scenes]),
-        "items_used": len(used),
-        "items_left_out": json.dumps(Counter(s.unused.split(":")[0] for s in scenes if s.unused)),
-        "harmonize": str(harmonize),
-        "mask": masking.name,
-        "scl_invalid": " ".join(map(str, masking.classes)) if mask == "scl" else "",
-        "dilate_m": masking.meters,
-        "max_cloud": "any" if max_cloud is None else float(max_cloud),
-        "on_error": on_error,
-    }
+        raise CatalogError(query.nothing_found(scenes, geobox, period))
+    report_decisions(scenes)
+    cube = load_scenes(used, geobox, query.masking, on_error, gdal, query.workers, size)
+    cube.attrs = query.record(scenes, cube["time"].values, period)
     return cube
+
+
+# ---------------------------------------------------------------------- scenes
+
+
+@dataclass(frozen=True)
+class SceneQuery:
+    """Checked options of :func:`open_s2` except place and time: which scenes are used, and how they are read.
+
+    Attributes
+    ----------
+    catalog : Catalog
+        The catalog to search, or one that stands for the items.
+    items : tuple of Item or None
+        Items that the user passed.
+    max_cloud, harmonize, on_error, workers
+        As for :func:`open_s2`.
+    masking : Masking
+    """
+
+    catalog: Catalog
+    items: tuple[Any, ...] | None
+    max_cloud: float | None
+    masking: Masking
+    harmonize: str | bool | float
+    on_error: str
+    workers: int
+
+    def find(self, geobox: GeoBox, period: DateRange) -> list[ItemDecision]:
+        """Search, and return all scenes with the decisions about them."""
+        found = _search(self.catalog, geobox, period) if self.items is None else self.items
+        scenes = [
+            judge_item(
+                item, self.harmonize, needs_scl=self.masking.mask == "scl", extra=self.masking.extra,
+                catalog=self.catalog.url if self.items is None else None,
+            )
+            for item in found
+        ]  # fmt: skip
+        return select_scenes(scenes, geobox, period, self.max_cloud)
+
+    def record(self, scenes: Sequence[ItemDecision], times: np.ndarray, period: DateRange) -> dict[str, Any]:
+        """Return the attributes of a cube that was loaded from the used ones of `scenes`."""
+        used = [s.time for s in scenes if s.unused is None]
+        start, end = period or (min(used).normalize(), max(used).normalize() + pd.Timedelta(days=1))
+        return {
+            PERIOD_ATTR: f"{start.date()}/{end.date()}",
+            PERIOD_TIMES_ATTR: span_of(times),
+            "units": "DN",
+            "nodata": float("nan"),
+            "catalog": self.catalog.url,
+            "items": json.dumps([s.record() for s in scenes]),
+            "items_used": len(used),
+            "items_left_out": json.dumps(Counter(s.unused.split(":")[0] for s in scenes if s.unused)),
+            **self.settings(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that decide about scenes and pixels, for the record."""
+        return {
+            "harmonize": str(self.harmonize),
+            "mask": self.masking.name,
+            "scl_invalid": " ".join(map(str, self.masking.classes)) if self.masking.mask == "scl" else "",
+            "dilate_m": self.masking.meters,
+            "max_cloud": "any" if self.max_cloud is None else float(self.max_cloud),
+            "on_error": self.on_error,
+        }
+
+    def nothing_found(self, scenes: list[ItemDecision], geobox: GeoBox, period: DateRange) -> str:
+        """Return the message for a place and period without usable scenes."""
+        return _nothing_found(scenes, self.catalog, geobox, period, self.max_cloud)
+
+
+def scene_query(
+    catalog: Any,
+    collections: Sequence[str] | None,
+    max_cloud: float | None,
+    mask: Mask,
+    scl_invalid: Sequence[int],
+    dilate_m: float,
+    mask_assets: Sequence[str],
+    harmonize: str | bool | float,
+    on_error: str,
+    workers: int,
+) -> SceneQuery:
+    """Check the options of :func:`open_s2` about scenes.
+
+    Raises
+    ------
+    OptionError
+        If an option is impossible.
+    """
+    _check_options(mask, scl_invalid, dilate_m, mask_assets, harmonize, on_error, max_cloud)
+    workers = check_whole_number("workers", option("fetch_workers", workers))
+    masking = Masking(mask, tuple(int(c) for c in scl_invalid), float(dilate_m), tuple(mask_assets))
+    chosen = _catalog(catalog, collections)
+    items = None if isinstance(catalog, str) else tuple(catalog)
+    return SceneQuery(chosen, items, max_cloud, masking, harmonize, on_error, workers)
 
 
 # ---------------------------------------------------------------------- options
@@ -305,7 +387,7 @@ def _geobox(
     else:
         area = _geometry(intersects)
     middle = area.boundingbox
-    grid = _grid_crs(crs, (middle.left + middle.right) / 2, (middle.bottom + middle.top) / 2)
+    grid = grid_crs(crs, (middle.left + middle.right) / 2, (middle.bottom + middle.top) / 2)
 
     pixel = S2.pixel_size
     if buffer_m is None:
@@ -369,7 +451,7 @@ def _geometry(intersects: Any) -> Geometry:
     return area
 
 
-def _grid_crs(crs: str | int, lon: float, lat: float) -> Any:
+def grid_crs(crs: str | int, lon: float, lat: float) -> Any:
     """Return the requested CRS, or the UTM zone of a place."""
     from odc.geo import CRS
 
@@ -459,7 +541,7 @@ def _nothing_found(
     )
 
 
-def _report_decisions(scenes: list[ItemDecision]) -> None:
+def report_decisions(scenes: list[ItemDecision]) -> None:
     """Log the decisions, and warn of doubtful ones."""
     used = [s for s in scenes if s.unused is None]
     log.info("%d of %d items used", len(used), len(scenes))
