@@ -220,7 +220,7 @@ def test_any_number_of_bins(n: int) -> None:
     assert labels == ([str(d) for d in made["doy"].values] if n <= 26 else [])
 
 
-SENTINEL2 = "Methods: frames, statistics, plan, embed, preview"
+SENTINEL2 = "Methods: frames, statistics, plan, embed, embed_at, preview"
 
 
 @pytest.mark.parametrize(
