@@ -41,6 +41,7 @@ from xr_anysat.errors import (
 )
 from xr_anysat.model.weights import load_model
 from xr_anysat.places.on_cube import embed_at
+from xr_anysat.places.table import open_table
 from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check, open
@@ -49,6 +50,7 @@ from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
+    from xr_anysat.places.batch import embed_places, statistics_at
     from xr_anysat.stac.search import open_s2
     from xr_anysat.versions import show_versions
 
@@ -81,10 +83,12 @@ __all__ = [
     "config",
     "embed",
     "embed_at",
+    "embed_places",
     "frames",
     "load_model",
     "open",
     "open_s2",
+    "open_table",
     "plan",
     "pool",
     "preview",
@@ -95,6 +99,7 @@ __all__ = [
     "show_versions",
     "similarity",
     "statistics",
+    "statistics_at",
     "to_cog",
     "to_zarr",
     "verify",
@@ -106,18 +111,12 @@ register()
 
 def __getattr__(name: str) -> Any:
     # these need an extra or are rarely used, so they are imported on first access
-    if name == "open_s2":
-        from xr_anysat.stac.search import open_s2
-
-        return open_s2
-    if name == "verify":
-        from xr_anysat.model.verify import verify
-
-        return verify
-    if name == "show_versions":
-        from xr_anysat.versions import show_versions
-
-        return show_versions
+    modules = {
+        "open_s2": "stac.search", "embed_places": "places.batch", "statistics_at": "places.batch",
+        "verify": "model.verify", "show_versions": "versions",
+    }  # fmt: skip
+    if name in modules:
+        return getattr(import_module(f"xr_anysat.{modules[name]}"), name)
     if name == "distributed":
         return import_module("xr_anysat.distributed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

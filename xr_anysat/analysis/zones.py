@@ -129,39 +129,57 @@ def zone_sums(emb: xr.DataArray, places: Sequence[Any]) -> tuple[np.ndarray, np.
         Number of cells of each place, and of those that were observed: sums of shares.
     """
     met = blocks_met(places, (emb.sizes["y"], emb.sizes["x"]))
-    within = [[places[n] for n in numbers] for numbers in met.values()]
+    within = [[(places[n], i, j) for n in numbers] for (i, j), numbers in met.items()]
     if emb.chunks is None:
         made = [
-            _block_sums(emb.data[:, i : i + BLOCK, j : j + BLOCK], i, j, those)
+            block_sums(emb.data[:, i : i + BLOCK, j : j + BLOCK], those)
             for (i, j), those in zip(met, within, strict=True)
         ]
     else:
         import dask
 
         parts = emb.data.rechunk((-1, BLOCK, BLOCK), method=RECHUNK).to_delayed()
-        block_sums = dask.delayed(_block_sums)  # type: ignore[attr-defined]
+        delayed_sums = dask.delayed(block_sums)  # type: ignore[attr-defined]
         made = dask.compute(  # type: ignore[attr-defined]
             [
-                block_sums(parts[0, i // BLOCK, j // BLOCK], i, j, those)
+                delayed_sums(parts[0, i // BLOCK, j // BLOCK], those)
                 for (i, j), those in zip(met, within, strict=True)
             ]
         )[0]
-    sums = np.zeros((len(places), emb.sizes["D"]))
-    counts = np.zeros((2, len(places)))
-    for numbers, each in zip(met.values(), made, strict=True):  # row by row of blocks
-        for number, (total, cells, valid) in zip(numbers, each, strict=True):
-            sums[number] += total
+    return merge_sums(len(places), emb.sizes["D"], list(met.values()), made)
+
+
+BlockSums = list[tuple[np.ndarray, float, float]]
+"""For each place in a block: the sum (D,), its number of cells, and of cells that were observed."""
+
+
+def merge_sums(
+    count: int, channels: int, numbers: Sequence[Sequence[int]], sums: Sequence[BlockSums]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add the sums of blocks, in their order, to those of `count` places; `numbers` are the places of each block.
+
+    Returns
+    -------
+    tuple
+        As :func:`zone_sums`.
+    """
+    totals = np.zeros((count, channels))
+    counts = np.zeros((2, count))
+    for those, each in zip(numbers, sums, strict=True):
+        for number, (total, cells, valid) in zip(those, each, strict=True):
+            totals[number] += total
             counts[:, number] += cells, valid
-    return sums, counts[0], counts[1]
+    return totals, counts[0], counts[1]
 
 
-def _block_sums(
-    values: np.ndarray, top: int, left: int, places: Sequence[Any]
-) -> list[tuple[np.ndarray, float, float]]:
-    """Sum (D,), cells and observed cells of each place in a block (D, h, w)."""
+def block_sums(values: np.ndarray, places: Sequence[tuple[Any, int, int]]) -> BlockSums:
+    """Sum a block (D, h, w) over places, each cell times its share.
+
+    For each place, pass the row and column of the corner of the block in the units of the place.
+    """
     there = observed(values)
     made = []
-    for place in places:
+    for place, top, left in places:
         shares = cell_shares(place, top, left, there.shape)
         seen = np.where(there, shares, 0)
         i, j = np.nonzero(seen)

@@ -1,0 +1,285 @@
+"""The embeddings of one group of places: search, read only their windows, embed, and average.
+
+The rectangles of a group are placed side by side in strips. Windows of a strip are embedded like those of any cube, and
+a strip is read date by date with each file opened once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xr_anysat.analysis.vector import OK, STATUS
+from xr_anysat.analysis.zones import block_sums, merge_sums
+from xr_anysat.cube.periods import PERIOD_ATTR
+from xr_anysat.embedding.embed import embed_resolved
+from xr_anysat.embedding.lattice import PixelRange, Squares
+from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, resolve_options
+from xr_anysat.errors import CatalogError, ReadError
+from xr_anysat.places.grouping import Group, Rectangle, strips
+from xr_anysat.places.table import MESSAGE, Results
+from xr_anysat.shared.sensor import S2
+from xr_anysat.stac.items import ItemDecision, footprint_of, lonlat
+from xr_anysat.stac.loading import FOOTPRINT_MARGIN, load_parts
+from xr_anysat.stac.reader import gdal_environment, leave_out_unreadable
+from xr_anysat.stac.search import SceneQuery
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+NOT_FOUND, UNREADABLE, INVALID, REFUSED = "not found", "unreadable", "invalid", "refused"
+"""Status of rows without an embedding, besides ``ok``."""
+
+FAILED = (NOT_FOUND, UNREADABLE, INVALID)
+"""Status of rows that another try may change."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rectangles side by side, as a cube.
+
+    Attributes
+    ----------
+    rectangles : list of Rectangle
+    columns : list of int
+        First pixel column of each rectangle in the strip.
+    cube : DataArray, (time, band, y, x)
+        Lazy.
+    """
+
+    rectangles: list[Rectangle]
+    columns: list[int]
+    cube: xr.DataArray
+
+    def squares(self, stride: int) -> Squares:
+        """Return the squares of the strip that places need."""
+        rows, cols = (PixelRange(0, self.cube.sizes[dim]).grid(stride) for dim in ("y", "x"))
+        needed = np.zeros((rows.size, cols.size), bool)
+        for part, column in zip(self.rectangles, self.columns, strict=True):
+            top, left = part.halo // stride, (column + part.halo) // stride
+            needed[top : top + part.rows.size // stride, left : left + part.cols.size // stride] = True
+        return Squares(rows, cols, needed)
+
+    def cells(self, number: int, data: Any, cell: int) -> Any:
+        """Return the cells of a rectangle, without its halo, from the embedding of the strip (D, y, x)."""
+        part = self.rectangles[number]
+        top, left = part.halo // cell, (self.columns[number] + part.halo) // cell
+        return data[:, top : top + part.rows.size // cell, left : left + part.cols.size // cell]
+
+
+def one_window(options: EmbedOptions) -> ResolvedOptions:
+    """Check options, and resolve them for one empty window of the year 2022, of which no pixel exists.
+
+    Raises
+    ------
+    OptionError, WeightsError
+        As in :func:`xr_anysat.embed`.
+    """
+    import dask.array as da
+
+    dates = pd.date_range("2022-01-01", periods=365)
+    values = da.zeros((365, len(S2.bands), options.tile, options.tile), chunks=-1, dtype=np.float32)
+    cube = xr.DataArray(values, {"time": dates, "band": list(S2.bands)}, ("time", "band", "y", "x"))
+    cube.attrs[PERIOD_ATTR] = "2022-01-01/2023-01-01"
+    return resolve_options(cube, replace(options, anchor="cube"))
+
+
+def area_of(group: Group, parts: Sequence[Rectangle]) -> GeoBox:
+    """Return the grid that covers all rectangles."""
+    rows = min(p.rows.start - p.halo for p in parts), max(p.rows.stop + p.halo for p in parts)
+    cols = min(p.cols.start - p.halo for p in parts), max(p.cols.stop + p.halo for p in parts)
+    whole = Rectangle(PixelRange(rows[0], rows[1] - rows[0]), PixelRange(cols[0], cols[1] - cols[0]), 0)
+    return whole.geobox(group.crs)
+
+
+def find_scenes(
+    group: Group, parts: Sequence[Rectangle], query: SceneQuery, *, raises: bool
+) -> tuple[list[ItemDecision], str | None, str | None]:
+    """Search for the scenes of a group.
+
+    Returns
+    -------
+    scenes : list of ItemDecision
+        With the decisions about them.
+    status, message : str or None
+        If the group cannot be embedded.
+
+    Raises
+    ------
+    CatalogError
+        If it cannot be embedded, with `raises`.
+    """
+    area = area_of(group, parts)
+    try:
+        scenes = query.find(area, group.period)
+    except CatalogError as error:
+        if raises:
+            raise
+        return [], UNREADABLE, str(error)
+    if query.on_error == "invalid":
+        gdal = gdal_environment(s for s in scenes if s.unused is None)
+        scenes = leave_out_unreadable(scenes, query.masking, gdal, query.workers)
+    if any(scene.unused is None for scene in scenes):
+        return scenes, None, None
+    message = query.nothing_found(scenes, area, group.period)
+    if raises:
+        raise CatalogError(message)
+    return scenes, NOT_FOUND, message
+
+
+def load_strips(
+    group: Group, parts: Sequence[Rectangle], scenes: Sequence[ItemDecision], query: SceneQuery
+) -> Iterator[Strip]:
+    """Load the rectangles of a group, lazily."""
+    used = [scene for scene in scenes if scene.unused is None]
+    gdal = gdal_environment(used)
+    area = lonlat(area_of(group, parts))
+    for numbers in strips(parts):
+        chosen = [parts[n] for n in numbers]
+        ends = np.cumsum([part.shape[1] for part in chosen])
+        columns = [int(end) - part.shape[1] for end, part in zip(ends, chosen, strict=True)]
+        geoboxes = [part.geobox(group.crs) for part in chosen]
+        cube = load_parts(used, geoboxes, area, query.masking, query.on_error, gdal, query.workers)
+        cube.attrs = query.record(scenes, cube["time"].values, group.period)
+        yield Strip(chosen, columns, cube)
+
+
+def embed_group(
+    group: Group, query: SceneQuery, options: EmbedOptions, one: ResolvedOptions, *, raises: bool
+) -> tuple[Results, dict[str, Any] | None]:
+    """Embed the places of a group.
+
+    Parameters
+    ----------
+    group : Group
+    query : SceneQuery
+    options : EmbedOptions
+    one : ResolvedOptions
+        Result of :func:`one_window`.
+    raises : bool
+        Whether an error is raised; otherwise it becomes the status of the rows that it affects.
+
+    Returns
+    -------
+    results : dict
+        In the order of the places.
+    record : dict or None
+        Attributes of the embedding; None if there is none.
+    """
+    settings = one.settings
+    count = len(group.places)
+    vectors = np.full((count, settings.channels), np.nan, np.float32)
+    status, message = np.full(count, INVALID, object), np.full(count, "", object)
+    rows = np.array([place.row for place in group.places])
+    results = {"rows": rows, "vectors": vectors, STATUS: status, MESSAGE: message}
+    scenes, problem, text = find_scenes(group, group.rectangles(settings), query, raises=raises)
+    if problem is not None:
+        status[:], message[:] = problem, text
+        return results, None
+    left = list(range(count))
+    record = None
+    while left:
+        part = replace(group, places=tuple(group.places[n] for n in left))
+        try:
+            found, _, valid, record = _embed_places(part, scenes, query, options, one)
+        except ReadError as error:
+            if raises:
+                raise
+            hit = _affected(part, scenes, error, one)
+            for n in hit:
+                status[left[n]], message[left[n]] = UNREADABLE, str(error)
+            left = [left[n] for n in range(len(left)) if n not in hit]
+            continue
+        with np.errstate(invalid="ignore", divide="ignore"):
+            vectors[left] = (found / valid[:, None]).astype(np.float32)
+        used = sum(scene.unused is None for scene in scenes)
+        status[left] = np.where(valid > 0, OK, INVALID)
+        message[left] = np.where(
+            valid > 0, "", f"nothing was observed there in {used} scenes: masked or not covered"
+        )
+        left = []
+    return results, record
+
+
+def _affected(
+    group: Group, scenes: Sequence[ItemDecision], error: ReadError, one: ResolvedOptions
+) -> set[int]:
+    """Return the numbers of the places that an unreadable item may cover."""
+    shapes = [footprint_of(s.item) for s in scenes if s.item.id == error.item]
+    if not shapes or any(shape is None for shape in shapes):
+        return set(range(len(group.places)))
+    near = [shape.buffer(FOOTPRINT_MARGIN) for shape in shapes if shape is not None]
+    hit = set()
+    for n, place in enumerate(group.places):
+        alone = replace(group, places=(place,))
+        extent = lonlat(area_of(alone, alone.rectangles(one.settings)))
+        if any(extent.intersects(shape) for shape in near):
+            hit.add(n)
+    return hit or set(range(len(group.places)))
+
+
+def _embed_places(
+    group: Group,
+    scenes: Sequence[ItemDecision],
+    query: SceneQuery,
+    options: EmbedOptions,
+    one: ResolvedOptions,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Sum the embeddings of the places of a group: sums (n, D), cells and observed cells (n,), and the record."""
+    import dask
+
+    settings = one.settings
+    stride, cell = settings.stride, settings.cell
+    parts = group.rectangles(settings)
+    of_square: dict[tuple[int, int], list[int]] = {}
+    for n, place in enumerate(group.places):
+        for square in place.squares:
+            of_square.setdefault(square, []).append(n)
+    numbers, tasks, order = [], [], []
+    record: dict[str, Any] = {}
+    delayed_sums = dask.delayed(block_sums)  # type: ignore[attr-defined]
+    for strip in load_strips(group, parts, scenes, query):
+        resolved = resolve_options(strip.cube, replace(options, anchor="cube"))
+        emb = embed_resolved(strip.cube, resolved, strip.squares(stride))
+        record = record or _record_of(emb)
+        for k, part in enumerate(strip.rectangles):
+            rows, cols = part.rows.grid(stride), part.cols.grid(stride)
+            met = {
+                n
+                for i in range(rows.start, rows.stop)
+                for j in range(cols.start, cols.stop)
+                for n in of_square[i, j]
+            }
+            top, left = part.rows.start // cell, part.cols.start // cell
+            those = [group.places[n] for n in sorted(met)]
+            within = [(place.shape, top - place.top, left - place.left) for place in those]
+            numbers.append(sorted(met))
+            tasks.append(delayed_sums(strip.cells(k, emb.data, cell), within))
+            order.append((part.rows.start, part.cols.start))
+    made = dask.compute(tasks)[0]  # type: ignore[attr-defined]
+    by_place = sorted(range(len(order)), key=order.__getitem__)
+    sums = merge_sums(
+        len(group.places), settings.channels, [numbers[k] for k in by_place], [made[k] for k in by_place]
+    )
+    return *sums, record
+
+
+def _record_of(emb: xr.DataArray) -> dict[str, Any]:
+    """Return the attributes of an embedding that describe places instead of a grid."""
+    record = {str(k): v for k, v in emb.attrs.items() if k not in ("grid_hw", "grid_shape")}
+    config = {**json.loads(record["config"]), "anchor": "grid"}
+    return {**record, "anchor": "grid", "config": json.dumps(config)}
+
+
+def refused_results(refused: dict[int, str], channels: int) -> Results:
+    """Return the results of rows that cannot be embedded."""
+    rows = np.array(sorted(refused), int)
+    texts = np.array([refused[int(row)] for row in rows], object)
+    vectors = np.full((len(rows), channels), np.nan, np.float32)
+    return {"rows": rows, "vectors": vectors, STATUS: np.full(len(rows), REFUSED, object), MESSAGE: texts}
