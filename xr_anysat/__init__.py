@@ -40,6 +40,7 @@ from xr_anysat.errors import (
     WriteError,
 )
 from xr_anysat.model.weights import load_model
+from xr_anysat.places.finding import nearest
 from xr_anysat.places.on_cube import embed_at
 from xr_anysat.places.table import open_table
 from xr_anysat.shared.sensor import S2
@@ -51,6 +52,7 @@ from xr_anysat.view.preview import preview
 if TYPE_CHECKING:
     from xr_anysat.model.verify import verify
     from xr_anysat.places.batch import embed_places, statistics_at
+    from xr_anysat.places.planning import PlacesPlan, plan_places
     from xr_anysat.stac.search import open_s2
     from xr_anysat.versions import show_versions
 
@@ -69,6 +71,7 @@ __all__ = [
     "DeviceError",
     "OptionError",
     "PCAModel",
+    "PlacesPlan",
     "Plan",
     "ReadError",
     "Reducer",
@@ -86,10 +89,12 @@ __all__ = [
     "embed_places",
     "frames",
     "load_model",
+    "nearest",
     "open",
     "open_s2",
     "open_table",
     "plan",
+    "plan_places",
     "pool",
     "preview",
     "reduce",
@@ -113,6 +118,7 @@ def __getattr__(name: str) -> Any:
     # these need an extra or are rarely used, so they are imported on first access
     modules = {
         "open_s2": "stac.search", "embed_places": "places.batch", "statistics_at": "places.batch",
+        "plan_places": "places.planning", "PlacesPlan": "places.planning",
         "verify": "model.verify", "show_versions": "versions",
     }  # fmt: skip
     if name in modules:

@@ -24,6 +24,7 @@ from xr_anysat.cube.reading import DIM_NAMES, band_name
 from xr_anysat.embedding.embed import embed
 from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.pooling import pool
+from xr_anysat.places.finding import nearest
 from xr_anysat.places.on_cube import embed_at
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check
@@ -35,7 +36,7 @@ CUBE_METHODS = ("frames", "statistics", "plan", "embed", "embed_at", "preview")
 
 EMBEDDING_METHODS = (
     "pool", "to_zarr", "to_cog", "check", "seam_score", "preview", "reduce", "rgb", "similarity", "change",
-    "cluster", "sample", "zonal", "classify",
+    "nearest", "cluster", "sample", "zonal", "classify",
 )  # fmt: skip
 """Methods that apply to an embedding cube."""
 
@@ -63,8 +64,8 @@ class AnySatAccessor:
     cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`, `embed_at`. On an embedding cube: `pool`, `to_zarr`,
-    `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `cluster`, `sample`, `zonal`, `classify`.
-    On both: `preview`.
+    `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `nearest`, `cluster`, `sample`, `zonal`,
+    `classify`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -102,6 +103,7 @@ class AnySatAccessor:
     rgb = _method(rgb)
     similarity = _method(similarity)
     change = _method(change)
+    nearest = _method(nearest)
     cluster = _method(cluster)
     sample = _method(sample)
     zonal = _method(zonal)

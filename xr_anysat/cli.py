@@ -1,4 +1,4 @@
-"""The command line: `embed` and `plan` for an area of a catalog, `check`, `demo`, `bench`, `weights`, `verify`.
+"""The command line: `embed` and `plan` for an area of a catalog, `places` for a table, `check`, `demo`, `bench`, ….
 
 It makes no decisions. Only options that the user passes reach the functions, so configuration, environment and defaults
 apply as in Python. Paths and results go to standard output, everything else to standard error.
@@ -130,6 +130,11 @@ EMBEDDING = _options(xr_anysat.embed, "Frames and windows", {
     "precision": (str, "NAME", "float32, bfloat16, float16 or int8."),
 })  # fmt: skip
 """Options of a command that are arguments of `embed`."""
+
+OF_PLACES = {name: PLACE[name] for name in ("catalog", "max_cloud", "crs")} | {
+    name: option for name, option in EMBEDDING.items() if name != "period"
+}
+"""Options of a command that are arguments of `embed_places`."""
 
 DEMO = _options(run, None, {
     "size": (int, "N", "Side of the scene in 10 m pixels, even."),
@@ -289,6 +294,67 @@ def plan(
         print(xr_anysat.plan(cube, codec=codec, calibrate=calibrate, **how))
 
 
+@app.command(epilog=EPILOG)
+@_with_options(OF_PLACES)
+def places(
+    context: typer.Context,
+    table: Annotated[
+        str, typer.Argument(metavar="FILE", help="Points or polygons: .gpkg, .geojson, .parquet, ….")
+    ],
+    datetime: Annotated[
+        str,
+        typer.Option(
+            metavar="PERIOD", help="One period for all, or a column with a year, period or date per row."
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Path or URL of the result: fields-anysat.parquet.", rich_help_panel=STORE
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days around the dates of a column.")
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(metavar="NAME", help="int8, to store fewer bytes.", rich_help_panel=STORE)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed rows again, too.", rich_help_panel=STORE)
+    ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A dask cluster to compute on, tcp://….", rich_help_panel=STORE),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Embed a table of points and polygons. Without --out, report what it would take."""
+    rows, how = _read_table(table), explicit_options(options, OF_PLACES)
+    if out is None:
+        say("Searching the catalog")
+        print(xr_anysat.plan_places(rows, datetime, window=window, codec=codec, **how))
+        return
+    spec = checked_encoder(EmbedOptions(**{k: v for k, v in how.items() if k in EMBEDDING}))
+    if scheduler is None:
+        resolve_device(spec.device)
+    try:
+        _fetch_weights(spec)
+        with _cluster(scheduler), _progress(len(rows), "groups", "places") as progress:
+            xr_anysat.embed_places(
+                rows, datetime, out=out, window=window, codec=codec, progress=progress,
+                retry="failed" if retry_failed else None, **how,
+            )  # fmt: skip
+    except Interrupted as stop:
+        stop.add_note(
+            f"To resume, repeat the command:\n  {shlex.join([*context.obj['program'], *context.obj['arguments']])}"
+        )
+        raise
+    status = xr_anysat.open_table(out)["status"].value_counts()
+    say(f"{', '.join(f'{count:,} {name}' for name, count in status.items())}. To open the table in Python:")
+    say(f"  import xr_anysat; table = xr_anysat.open_table({out!r})")
+    print(out)
+
+
 @app.command()
 def check(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store: area.zarr, s3://….")],
@@ -427,6 +493,15 @@ def _check_writable(file: Path) -> None:
         file.unlink()
 
 
+def _read_table(file: str) -> Any:
+    """Read a table of places from a file."""
+    geopandas = import_optional("geopandas", "places", "'xr_anysat[places]'")
+    try:
+        return (geopandas.read_parquet if file.endswith("parquet") else geopandas.read_file)(file)
+    except Exception as error:  # of any library that reads files
+        raise OptionError(f"{file!r} cannot be read as a table of places: {error}") from error
+
+
 def _open(options: dict[str, Any]) -> xr.DataArray:
     say("Searching the catalog")
     return open_s2(**explicit_options(options, PLACE))
@@ -488,7 +563,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def progress_line(done: int, total: int, earlier: int, seconds: float, pixels: int) -> str:
+def progress_line(
+    done: int,
+    total: int,
+    earlier: int,
+    seconds: float,
+    amount: int,
+    parts: str = "blocks",
+    unit: str = "pixels",
+) -> str:
     """Describe the progress: blocks, pixels per second, time left.
 
     Parameters
@@ -497,8 +580,10 @@ def progress_line(done: int, total: int, earlier: int, seconds: float, pixels: i
         Number of finished blocks, of all blocks, and of blocks that an earlier run finished.
     seconds : float
         Time since the first block was started.
-    pixels : int
-        Number of 10 m pixels of the whole area.
+    amount : int
+        Number of 10 m pixels of the whole area, or of other units.
+    parts, unit : str
+        What is counted.
 
     Examples
     --------
@@ -508,16 +593,18 @@ def progress_line(done: int, total: int, earlier: int, seconds: float, pixels: i
     '120 of 120 blocks, 1,667 pixels/s, in 0:09:10'
     """
     computed = done - earlier
-    parts = [f"{done:,} of {total:,} blocks"]
+    words = [f"{done:,} of {total:,} {parts}"]
     if computed and seconds:
-        parts.append(f"{pixels * computed / total / seconds:,.0f} pixels/s")
+        words.append(f"{amount * computed / total / seconds:,.0f} {unit}/s")
         left = timedelta(seconds=round((total - done) * seconds / computed))
-        parts.append(f"{left} left" if done < total else f"in {timedelta(seconds=round(seconds))}")
-    return ", ".join(parts)
+        words.append(f"{left} left" if done < total else f"in {timedelta(seconds=round(seconds))}")
+    return ", ".join(words)
 
 
 @contextmanager
-def _progress(pixels: int) -> Iterator[Callable[[int, int], None]]:
+def _progress(
+    amount: int, parts: str = "blocks", unit: str = "pixels"
+) -> Iterator[Callable[[int, int], None]]:
     """Value of ``to_zarr(progress=...)``: draws a bar on a terminal, otherwise prints a line now and then."""
     earlier: int | None = None
     started = last = 0.0
@@ -532,8 +619,8 @@ def _progress(pixels: int) -> Iterator[Callable[[int, int], None]]:
             if earlier is None:
                 earlier, started, last = done, now, now
                 if done:
-                    say(f"{done:,} of {total:,} blocks are finished from an earlier run")
-            line = progress_line(done, total, earlier, now - started, pixels)
+                    say(f"{done:,} of {total:,} {parts} are finished from an earlier run")
+            line = progress_line(done, total, earlier, now - started, amount, parts, unit)
             if bar is not None and task is not None:
                 bar.update(task, completed=done, total=total, description=line)
             elif now - last >= QUIET_SECONDS or done == total > earlier:

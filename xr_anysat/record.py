@@ -244,9 +244,14 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
     This is the weights, the statistics and the fields with `Field.vectors`, but not place and time. Empty without a
     record of :func:`xr_anysat.embed`.
     """
-    if "config" not in emb.attrs:
+    return comparability_of(emb.attrs)
+
+
+def comparability_of(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the comparability record of embeddings with these attributes; see :func:`comparability_record`."""
+    if "config" not in given:
         return {}
-    attrs = read_record(emb.attrs)
+    attrs = read_record(given)
     record = {"model": attrs.get("model"), "weights": weights_identity(attrs)}
     if {"norm_mean", "norm_std"} <= attrs.keys():
         record["statistics"] = [[float(v) for v in attrs[k]] for k in ("norm_mean", "norm_std")]
@@ -257,7 +262,7 @@ def comparability_record(emb: xr.DataArray) -> dict[str, Any]:
         if each.vectors:
             place = "frames" if each.of_frames else "config"
             record[name] = _value(attrs.get(place, {}), f"attrs.{place}", name)
-    if _is_newer(emb.attrs):
+    if _is_newer(given):
         unknown = {**attrs["config"], **attrs.get("frames", {})}
         record |= {k: v for k, v in unknown.items() if k not in FIELDS and k not in FRAMES_DESCRIPTION}
     return record

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -254,7 +255,8 @@ def test_searches_and_reads(
     ):
         assert crs
         windows += len({(int(y // -240), int(x // 240)) for x, y in zip(points.x, -points.y, strict=True)})
-    assert sum(pixels for _, pixels in read) / len(read) * 2 <= 1.2 * windows * 24 * 24
+    assert len(read) == 2 * 5  # dates of two groups
+    assert sum(pixels for _, pixels in read) <= 1.2 * 5 * windows * 24 * 24
 
 
 def test_unreadable_assets(
@@ -461,3 +463,90 @@ def test_statistics_of_places(items: list[pystac.Item], plots: gpd.GeoDataFrame)
     assert (table["status"] == "ok").all()
     with pytest.raises(OptionError, match="norm= has no meaning in statistics_at"):
         xr_anysat.statistics_at(plots, "year", norm="pastis", catalog=items)
+
+
+# ---------------------------------------------------------------------- plan, cluster, shell
+
+
+def test_plan(items: list[pystac.Item], plots: gpd.GeoDataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is planned is what is read; no pixel is read for the plan."""
+    read = []
+    real = loading._read_parts
+
+    def counted(sources: Any, geoboxes: Any, *args: Any) -> Any:
+        read.append((len(sources), len(sources) * sum(g.shape[0] * g.shape[1] for g in geoboxes)))
+        return real(sources, geoboxes, *args)
+
+    monkeypatch.setattr(loading, "_read_parts", counted)
+    table = plots.copy()
+    table.loc[table.index[:2], "year"] = [2150, 3000]
+    options = {"catalog": items, **MODEL}
+    found = xr_anysat.plan_places(table, "year", codec="int8", calibrate=True, **options)
+    assert not read
+    done = xr_anysat.embed_places(table, "year", **options)
+    assert (found.refused, found.not_found, found.places) == (1, 1, 12)
+    assert (done["status"] == "ok").sum() == 12
+    assert found.scenes == sum(n for n, _ in read)
+    assert found.files_opened == 11 * found.scenes
+    assert found.bytes_read == pytest.approx(sum(pixels for _, pixels in read) * 11.25)
+    assert found.bytes_written == 12 * (256 + 4)
+    assert found.groups == 5
+    assert found.windows >= 4
+    assert found.seconds is not None
+    lines = str(found).splitlines()
+    assert lines[0] == "places     12 in 5 groups; refused: 1, nothing found: 1"
+    assert lines[-1].startswith("time ")
+    one = xr_anysat.plan_places(table.iloc[[5]], "year", tile=24, **options)
+    cube = xr_anysat.open_s2(
+        point=(11.45, 46.05), buffer_m=120, datetime="2022", catalog=items, max_cloud=None
+    )
+    alone = cube.anysat.plan(3, tile=24, anchor="cube", model="tiny", weights="random")
+    if one.windows == 1:
+        assert one.flop == alone.flop
+
+
+def test_on_a_cluster(items: list[pystac.Item], plots: gpd.GeoDataFrame, client: Any) -> None:
+    with dask.config.set(scheduler="threads"):
+        want = xr_anysat.embed_places(plots, "year", catalog=items, **MODEL)
+    got = xr_anysat.embed_places(plots, "year", catalog=items, **MODEL)
+    np.testing.assert_allclose(vectors(got), vectors(want), rtol=0, atol=1e-5)
+    assert got["status"].tolist() == want["status"].tolist()
+
+
+def test_from_a_shell(
+    server: FaultyServer, plots: gpd.GeoDataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from xr_anysat.cli import main
+
+    file, out = tmp_path / "plots.gpkg", str(tmp_path / "plots-anysat.parquet")
+    plots.reset_index(drop=True).to_file(file)
+    options = [
+        "--catalog",
+        f"{server.url}/",
+        "--max-cloud",
+        "100",
+        "--model",
+        "tiny",
+        "--weights",
+        "random",
+        "--frames",
+        "3",
+    ]
+    assert main(["places", str(file), "--datetime", "year", *options]) == 0
+    assert capsys.readouterr().out.startswith("places     14 in 4 groups")
+    assert main(["places", str(file), "--datetime", "year", "--out", out, *options]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "4 of 4 groups" in said.err
+    assert "14 ok. To open the table in Python:" in said.err
+    assert len(xr_anysat.open_table(out)) == 14
+    assert main(["places", str(file), "--datetime", "year", "--out", out, *options, "--retry-failed"]) == 0
+    assert "4 of 4 groups are finished from an earlier run" not in capsys.readouterr().err
+    assert (
+        main(["places", str(file), "--datetime", "year", "--out", out, *options, "--patch-size", "20"]) == 1
+    )
+    assert "cannot be resumed: config.patch_size: 10 there, 20 here" in capsys.readouterr().err
+    assert main(["places", str(tmp_path / "none.gpkg"), "--datetime", "year"]) == 2
+    assert "cannot be read as a table of places" in capsys.readouterr().err
+    assert main(["places", str(file), "--datetime", "yaer", "--out", out, *options]) == 2
+    assert "or the name of a column" in capsys.readouterr().err

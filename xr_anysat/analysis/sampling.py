@@ -5,6 +5,7 @@ A pseudo-random key of its row, its column and the seed selects each cell, so th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ MAX_SEED = 2**32 - 1
 """Largest seed that scikit-learn accepts."""
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Sampled cells: keys, rows and columns (n,), and values (n, D)."""
+"""Chosen cells: keys, rows and columns (n,), and values (n, D), or (n, 0) if they were not requested."""
 
 
 def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
@@ -42,8 +43,37 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
     ndarray
         In the order of the keys: `cells` cells, or all observed cells if there are fewer.
     """
+    chosen = first_cells(emb, partial(_sampling_keys, seed=seed), cells, values=True)
+    values: np.ndarray = chosen[3].astype(np.float64)
+    return values
+
+
+def first_cells(
+    emb: xr.DataArray,
+    keys: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    count: int,
+    *,
+    values: bool,
+) -> Cells:
+    """Return the observed cells with the smallest keys. A lazy cube is computed block by block.
+
+    Parameters
+    ----------
+    emb : DataArray, (D, y, x)
+    keys : callable
+        Takes a block (D, h, w) and the numbers of its rows (h,) and columns (w,), and returns the keys (h, w).
+    count : int
+        Maximum number of cells.
+    values : bool
+        Whether to return the values of the cells, too.
+
+    Returns
+    -------
+    tuple
+        In the order of the keys; cells with equal keys are in the order of rows and columns.
+    """
     rows, cols = (np.arange(emb.sizes[dim], dtype=np.uint64) for dim in ("y", "x"))
-    options = {"count": cells, "seed": seed}
+    options: dict[str, Any] = {"keys": keys, "count": count, "values": values}
     if emb.chunks is None:
         box = _pick(emb.data, rows, cols, **options)
     else:
@@ -56,14 +86,13 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
             _pick, "yx", data, "dyx", y, "y", x, "x", **options, adjust_chunks={"y": 1, "x": 1},
             concatenate=True, align_arrays=False, dtype=object, meta=np.empty((0, 0), object),
         )  # fmt: skip
-        merge = partial(_merge, count=cells)
+        merge = partial(_merge, count=count)
         box = da.reduction(
             picked, chunk=_unchanged, combine=merge, aggregate=merge, axis=(0, 1), dtype=object,
             meta=np.empty((), object),
         ).compute()  # fmt: skip
-    chosen: Cells = box.item()
-    values: np.ndarray = chosen[3].astype(np.float64)
-    return values
+    found: Cells = box.item()
+    return found
 
 
 def _unchanged(box: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
@@ -76,15 +105,24 @@ def _merge(boxes: np.ndarray, axis: Any, keepdims: bool, count: int) -> np.ndarr
     return _boxed(_smallest(tuple(np.concatenate(part) for part in parts), count), 2 if keepdims else 0)
 
 
-def _pick(values: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, count: int, seed: int) -> np.ndarray:
+def _pick(
+    block: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    *,
+    keys: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    count: int,
+    values: bool,
+) -> np.ndarray:
     """The observed cells with the smallest keys in a block (D, h, w), in a box."""
-    keys = _keys(rows, cols, seed)
-    y, x = np.nonzero(observed(values))
-    keys = keys[y, x]
-    if keys.size > count:
-        least = np.argpartition(keys, count - 1)[:count]
-        y, x, keys = y[least], x[least], keys[least]
-    return _boxed(_smallest((keys, rows[y], cols[x], values[:, y, x].T), count), 2)
+    y, x = np.nonzero(observed(block))
+    found = keys(block, rows, cols)[y, x]
+    if found.size > count:
+        last = np.partition(found, count - 1)[count - 1]
+        kept = found <= last  # of equal keys, the order of rows and columns decides below
+        y, x, found = y[kept], x[kept], found[kept]
+    depth = block.shape[0] if values else 0
+    return _boxed(_smallest((found, rows[y], cols[x], block[:depth, y, x].T), count), 2)
 
 
 def _smallest(cells: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
@@ -100,7 +138,7 @@ def _boxed(cells: tuple[np.ndarray, ...], ndim: int) -> np.ndarray:
     return box
 
 
-def _keys(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
+def _sampling_keys(block: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, seed: int) -> np.ndarray:
     """Pseudo-random keys (h, w) uint64 of cells, from row, column and seed."""
     row = _mixed(rows + _mixed(np.array([seed], np.uint64)))
     return _mixed(row[:, None] + _mixed(cols))

@@ -249,6 +249,7 @@ def _table_in_memory(work: Work, progress: Callable[[int, int], None] | None) ->
     channels = work.one.settings.channels
     done: list[Results] = [refused_results(work.refused, channels)]
     records = []
+    _report(0, len(work.groups), progress)
     for number, group in enumerate(work.groups):
         results, record = embed_group(group, work.query, work.options, work.one, raises=work.raises)
         done.append(results)
@@ -301,12 +302,15 @@ def _write_table(
     if work.refused and part_name(len(work.groups)) not in finished:
         results = refused_results(work.refused, channels)
         write_part(root, part_name(len(work.groups)), part_table(work.frame, results, schema, None), target)
-    for number, group in enumerate(work.groups):
-        name = part_name(number)
+    left = [n for n in range(len(work.groups)) if again or part_name(n) not in finished]
+    done = len(work.groups) - len(left)
+    _report(done, len(work.groups), progress)
+    for number in left:
+        group, name = work.groups[number], part_name(number)
         if name not in finished:
             results, record = embed_group(group, work.query, work.options, work.one, raises=work.raises)
             write_part(root, name, part_table(work.frame, results, schema, record), target)
-        elif again:
+        else:
             old = read_stored(root, name, target)
             status = dict(zip(old.column(ROW).to_pylist(), old.column(STATUS).to_pylist(), strict=True))
             rest = replace(group, places=tuple(p for p in group.places if status[p.row] in FAILED))
@@ -314,7 +318,8 @@ def _write_table(
                 results, record = embed_group(rest, work.query, work.options, work.one, raises=work.raises)
                 new = part_table(work.frame, results, schema, record)
                 write_part(root, name, replace_rows(old, new), target)
-        _report(number + 1, len(work.groups), progress)
+        done += 1
+        _report(done, len(work.groups), progress)
 
 
 def identity_of(work: Work, codec: str | None) -> dict[str, Any]:
@@ -449,7 +454,7 @@ _OPEN = (
 _OPEN_DEFAULTS = {name: inspect.signature(open_s2).parameters[name].default for name in _OPEN}
 
 
-def _with_options(function: Any, own: Sequence[str]) -> None:
+def with_options(function: Any, own: Sequence[str]) -> None:
     """Give a function the signature with its `own` parameters and all options that it passes on."""
     signature = inspect.signature(function)
     given = list(signature.parameters.values())[:-1]
@@ -460,5 +465,5 @@ def _with_options(function: Any, own: Sequence[str]) -> None:
     function.__signature__ = signature.replace(parameters=[*given, *(p for p in passed if p.name not in own)])
 
 
-_with_options(embed_places, ())
-_with_options(statistics_at, ("norm",))
+with_options(embed_places, ())
+with_options(statistics_at, ("norm",))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,9 @@ import xarray as xr
 
 from xr_anysat.analysis.vector import OK, STATUS
 from xr_anysat.analysis.zones import block_sums, merge_sums
-from xr_anysat.cube.periods import PERIOD_ATTR
 from xr_anysat.embedding.embed import embed_resolved
 from xr_anysat.embedding.lattice import PixelRange, Squares
-from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, resolve_options
+from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, check_options, resolve_options
 from xr_anysat.errors import CatalogError, ReadError
 from xr_anysat.places.grouping import Group, Rectangle, strips
 from xr_anysat.places.table import MESSAGE, Results
@@ -66,28 +66,52 @@ class Strip:
             needed[top : top + part.rows.size // stride, left : left + part.cols.size // stride] = True
         return Squares(rows, cols, needed)
 
-    def cells(self, number: int, data: Any, cell: int) -> Any:
-        """Return the cells of a rectangle, without its halo, from the embedding of the strip (D, y, x)."""
+    def pieces(
+        self, number: int, chunks: Any, cell: int
+    ) -> Iterator[tuple[tuple[int, int], slice, slice, int, int]]:
+        """Yield the blocks of the embedding that a rectangle meets, without its halo.
+
+        For each: the numbers of the block, rows and columns within it, and the first row and column of this piece
+        within the rectangle, all in cells.
+        """
         part = self.rectangles[number]
-        top, left = part.halo // cell, (self.columns[number] + part.halo) // cell
-        return data[:, top : top + part.rows.size // cell, left : left + part.cols.size // cell]
+        axes = []
+        for start, size, sizes in (
+            (part.halo, part.rows.size, chunks[1]),
+            (self.columns[number] + part.halo, part.cols.size, chunks[2]),
+        ):
+            own = PixelRange(start // cell, size // cell)
+            blocks = PixelRange(0, sum(sizes)).parts(sizes)
+            axes.append(
+                [
+                    (n, own.slice_of(block), block.slice_of(own).start)
+                    for n, block in enumerate(blocks)
+                    if block.start < own.stop and own.start < block.stop
+                ]
+            )
+        for (i, y, down), (j, x, across) in product(*axes):
+            yield (i, j), y, x, down, across
+
+
+def empty_window(tile: int) -> xr.DataArray:
+    """Return a cube of one window and a year of dates, of which no pixel exists."""
+    import dask.array as da
+
+    dates = pd.date_range("2022-01-01", periods=365)
+    values = da.zeros((365, len(S2.bands), tile, tile), chunks=-1, dtype=np.float32)
+    return xr.DataArray(values, {"time": dates, "band": list(S2.bands)}, ("time", "band", "y", "x"))
 
 
 def one_window(options: EmbedOptions) -> ResolvedOptions:
-    """Check options, and resolve them for one empty window of the year 2022, of which no pixel exists.
+    """Check options, and resolve them for one window.
 
     Raises
     ------
     OptionError, WeightsError
         As in :func:`xr_anysat.embed`.
     """
-    import dask.array as da
-
-    dates = pd.date_range("2022-01-01", periods=365)
-    values = da.zeros((365, len(S2.bands), options.tile, options.tile), chunks=-1, dtype=np.float32)
-    cube = xr.DataArray(values, {"time": dates, "band": list(S2.bands)}, ("time", "band", "y", "x"))
-    cube.attrs[PERIOD_ATTR] = "2022-01-01/2023-01-01"
-    return resolve_options(cube, replace(options, anchor="cube"))
+    check_options(options)  # before the size of the window is used
+    return resolve_options(empty_window(int(options.tile)), replace(options, anchor="cube"))
 
 
 def area_of(group: Group, parts: Sequence[Rectangle]) -> GeoBox:
@@ -241,33 +265,43 @@ def _embed_places(
     for n, place in enumerate(group.places):
         for square in place.squares:
             of_square.setdefault(square, []).append(n)
-    numbers, tasks, order = [], [], []
+    sums: list[
+        tuple[tuple[int, ...], list[int]]
+    ] = []  # position and places of each sum, in the order of the tasks
+    tasks = []
     record: dict[str, Any] = {}
-    delayed_sums = dask.delayed(block_sums)  # type: ignore[attr-defined]
+    delayed_sums = dask.delayed(_sums_of_block)  # type: ignore[attr-defined]
     for strip in load_strips(group, parts, scenes, query):
         resolved = resolve_options(strip.cube, replace(options, anchor="cube"))
         emb = embed_resolved(strip.cube, resolved, strip.squares(stride))
         record = record or _record_of(emb)
+        within: dict[tuple[int, int], list[Any]] = {}
         for k, part in enumerate(strip.rectangles):
             rows, cols = part.rows.grid(stride), part.cols.grid(stride)
-            met = {
-                n
-                for i in range(rows.start, rows.stop)
-                for j in range(cols.start, cols.stop)
-                for n in of_square[i, j]
-            }
-            top, left = part.rows.start // cell, part.cols.start // cell
-            those = [group.places[n] for n in sorted(met)]
-            within = [(place.shape, top - place.top, left - place.left) for place in those]
-            numbers.append(sorted(met))
-            tasks.append(delayed_sums(strip.cells(k, emb.data, cell), within))
-            order.append((part.rows.start, part.cols.start))
-    made = dask.compute(tasks)[0]  # type: ignore[attr-defined]
-    by_place = sorted(range(len(order)), key=order.__getitem__)
-    sums = merge_sums(
-        len(group.places), settings.channels, [numbers[k] for k in by_place], [made[k] for k in by_place]
+            squares = product(range(rows.start, rows.stop), range(cols.start, cols.stop))
+            numbers = sorted({n for square in squares for n in of_square[square]})
+            for at, y, x, down, across in strip.pieces(k, emb.chunks, cell):
+                top, left = part.rows.start // cell + down, part.cols.start // cell + across
+                those = [group.places[n] for n in numbers]
+                shapes = [(place.shape, top - place.top, left - place.left) for place in those]
+                within.setdefault(at, []).append((y, x, shapes, (top, left), numbers))
+        blocks = emb.data.to_delayed(optimize_graph=False)[
+            0
+        ]  # optimized one by one, they would not share reads
+        for at, found in within.items():
+            tasks.append(delayed_sums(blocks[at], [each[:3] for each in found]))
+            sums += [each[3:] for each in found]
+    made = [each for block in dask.compute(tasks)[0] for each in block]  # type: ignore[attr-defined]
+    order = sorted(range(len(sums)), key=lambda k: sums[k][0])
+    merged = merge_sums(
+        len(group.places), settings.channels, [sums[k][1] for k in order], [made[k] for k in order]
     )
-    return *sums, record
+    return *merged, record
+
+
+def _sums_of_block(values: np.ndarray, parts: Sequence[tuple[slice, slice, Any]]) -> list[Any]:
+    """Sum parts of a block (D, h, w) over places; see :func:`xr_anysat.analysis.zones.block_sums`."""
+    return [block_sums(values[:, y, x], places) for y, x, places in parts]
 
 
 def _record_of(emb: xr.DataArray) -> dict[str, Any]:

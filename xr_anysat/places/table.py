@@ -7,7 +7,9 @@ https://geoparquet.org/releases/v1.1.0/. A table may come from anybody, so what 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -282,33 +284,102 @@ def open_table(path: Any, *, storage_options: dict[str, Any] | None = None) -> G
     AnySatWarning
         If rows are missing, because the table is not finished.
     """
+    table = stored_table(path, storage_options)
+    if table is None:
+        raise StoreError(
+            f"{parse_location(path, storage_options)} contains no table: expected a folder that "
+            "embed_places(..., out=...) wrote"
+        )
+    parts, attrs = open_parts(*table)
+    frame = pd.concat(list(parts))
+    frame = frame.iloc[np.argsort(frame.pop(ROW).to_numpy())]
+    frame.attrs = attrs
+    return frame
+
+
+def stored_table(
+    path: Any, storage_options: dict[str, Any] | None
+) -> tuple[Any, StoreLocation, dict[str, Any]] | None:
+    """Return the store, the location and the manifest of a table; None if there is no table.
+
+    Raises
+    ------
+    StoreError
+        If its manifest is damaged.
+    """
     import_optional("geopandas", "open_table()", PLACES)
     import_optional("pyarrow", "open_table()", PLACES)
     target = parse_location(path, storage_options)
     root = target.root(read_only=True)
     manifest = read_manifest(root, target)
-    if manifest is None:
-        raise StoreError(
-            f"{target} contains no table: expected a folder that embed_places(..., out=...) wrote"
-        )
-    names = sorted(key for key in keys(root, "") if key.startswith("group-") and key.endswith(".parquet"))
-    parts = [read_part(root, name, target, manifest) for name in names]
-    if not parts:
+    return None if manifest is None else (root, target, manifest)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a table, each read when the iteration comes to it."""
+
+    root: Any
+    target: StoreLocation
+    manifest: Mapping[str, Any]
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[GeoDataFrame]:
+        for name in self.names:
+            yield read_part(self.root, name, self.target, self.manifest)
+
+
+def open_parts(root: Any, target: StoreLocation, manifest: Mapping[str, Any]) -> tuple[Parts, dict[str, Any]]:
+    """Return the files of a table, and the attributes of the table. Only metadata and row numbers are read.
+
+    Raises
+    ------
+    StoreError
+        If the table has no finished group, or its rows are not those of one table.
+
+    Warns
+    -----
+    AnySatWarning
+        If rows are missing.
+    """
+    names = sorted(key for key in keys(root, "") if re.fullmatch(r"group-\d{6,}\.parquet", key))
+    if not names:
         raise StoreError(f"{target} has no finished group yet: repeat the call of embed_places to resume")
-    frame = pd.concat([part for part, _ in parts])
-    rows = frame.pop(ROW).to_numpy()
+    found, records = [], []
+    for name in names:
+        numbers, record = _read_rows(root, name, target)
+        found.append(numbers)
+        records += [] if record is None else [record]
+    rows = np.concatenate(found)
     if len(np.unique(rows)) < len(rows) or not ((rows >= 0) & (rows < manifest["rows"])).all():
-        raise StoreError(f"{target} is damaged: its rows are not those of one table of {manifest['rows']}")
+        raise StoreError(
+            f"{target} is damaged: its rows are not those of one table of {manifest['rows']} rows"
+        )
     missing = manifest["rows"] - len(rows)
     if missing:
         warn(
             f"{target} is not finished: {missing} of {manifest['rows']} rows are missing. Repeat the call to resume"
         )
-    frame = frame.iloc[np.argsort(rows)]
-    frame.attrs = {
-        EMBEDDING: json.dumps(merge_records([record for _, record in parts if record is not None]))
-    }
-    return frame
+    return Parts(root, target, manifest, names), {EMBEDDING: json.dumps(merge_records(records))}
+
+
+def _read_rows(root: Any, name: str, target: StoreLocation) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """Read the row numbers and the record of the file of a group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(read(root, name)))
+        rows = file.read(columns=[ROW]).column(ROW).to_numpy()
+        if rows.dtype.kind != "i":
+            raise ValueError(f"column {ROW!r} is {rows.dtype}, expected int64")
+        text = (file.schema_arrow.metadata or {}).get(RECORD)
+        record = None if text is None else parse_json(text)
+        if record is not None:
+            read_record(record)
+    except Exception as error:  # of pyarrow: the file may have any content
+        raise _damaged(target, name, error) from error
+    return rows, record
 
 
 def read_manifest(root: Any, target: StoreLocation) -> dict[str, Any] | None:
@@ -338,10 +409,8 @@ def read_manifest(root: Any, target: StoreLocation) -> dict[str, Any] | None:
     return dict(manifest)
 
 
-def read_part(
-    root: Any, name: str, target: StoreLocation, manifest: Mapping[str, Any]
-) -> tuple[GeoDataFrame, dict[str, Any] | None]:
-    """Read and check the file of a group: its rows with decoded vectors, and its record.
+def read_part(root: Any, name: str, target: StoreLocation, manifest: Mapping[str, Any]) -> GeoDataFrame:
+    """Read and check the file of a group: its rows with decoded vectors.
 
     Raises
     ------
@@ -351,21 +420,14 @@ def read_part(
     table = read_stored(root, name, target)
     try:
         frame = _frame_of(table, manifest["columns"])
-        vectors = _vectors_of(table, manifest["channels"], manifest["codec"])
+        objects = np.empty(len(frame), object)
+        objects[:] = list(_vectors_of(table, manifest["channels"], manifest["codec"]))
+        frame[EMBEDDING] = objects
         for column in (STATUS, MESSAGE, ROW):
             frame[column] = table.column(column).to_pandas().to_numpy()
-        text = (table.schema.metadata or {}).get(RECORD)
-        record = None if text is None else parse_json(text)
-        if record is not None:
-            read_record(record)
-        if frame[ROW].dtype.kind != "i":
-            raise ValueError(f"column {ROW!r} is {frame[ROW].dtype}, expected int64")
     except Exception as error:  # of pyarrow, shapely, pyproj or pandas: the file may have any content
         raise _damaged(target, name, error) from error
-    objects = np.empty(len(frame), object)
-    objects[:] = list(vectors)
-    frame.insert(frame.columns.get_loc(STATUS), EMBEDDING, objects)
-    return frame, record
+    return frame
 
 
 def _frame_of(table: pa.Table, columns: Sequence[str]) -> GeoDataFrame:

@@ -464,7 +464,10 @@ def grid_crs(crs: str | int, lon: float, lat: float) -> Any:
                 f"no UTM zone contains ({lon:g}, {lat:g}), because UTM ends at 80°S and 84°N: pass crs={polar!r}"
             ) from error
         raise OptionError(f"{crs=}: expected 'utm' or an EPSG code ({str(error)[:80]})") from error
-    if grid.geographic or not all(u in ("metre", "meter", "m") for u in grid.units):
+    units = [
+        u for u in grid.units if u
+    ]  # polar axes are not named y and x, and odc-geo then leaves one unit empty
+    if grid.geographic or not units or not all(u in ("metre", "meter", "m") for u in units):
         raise OptionError(f"{crs=}: expected 'utm' or a projected CRS in meters")
     return grid
 
