@@ -44,6 +44,7 @@ POSITIONAL = {
     "cluster": 1,
     "sample": 1,
     "zonal": 1,
+    "nearest": 2,
     "classify": 2,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}

@@ -250,7 +250,7 @@ def test_invalid_arguments(tmp_path, monkeypatch, capsys, arguments, message):
 def test_the_documentation_names_the_options(capsys):
     """Every command and option of docs/command_line.md exists, and the page names every command."""
     page = (ROOT / "docs" / "command_line.md").read_text()
-    commands = [("embed",), ("plan",), ("check",), ("demo",), ("bench", "probe"), ("verify",)]
+    commands = [("embed",), ("places",), ("plan",), ("check",), ("demo",), ("bench", "probe"), ("verify",)]
     commands += [("weights", name) for name in ("fetch", "path", "info")]
     known = {"--nworkers", "--nthreads"}  # of the `dask worker` that the page starts
     for command in [(), *commands]:

@@ -118,7 +118,7 @@ def plan(
     cells = height * width if resolved.pool is None else 1
     shape = resolved.shape if resolved.pool is None else (d,)
     chunks = ((d,), layout.down_cells, layout.across_cells)
-    published = _is_upstream(requested.configured().model)
+    published = is_upstream(requested.configured().model)
     result = Plan(
         acquisitions=acquisitions,
         period=record["period"],
@@ -234,7 +234,7 @@ def _empty_bins(composed: xr.DataArray, record: dict[str, Any]) -> tuple[str, ..
     return tuple(f"{a.date()}/{b.date()}" for a, b in bounds if a not in observed)
 
 
-def _is_upstream(model: Any) -> bool:
+def is_upstream(model: Any) -> bool:
     """Whether a model is a module like upstream's: without our savings, and for complete windows only."""
     if isinstance(model, str):
         return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xr_anysat.embedding.lattice import PixelRange
-from xr_anysat.embedding.plan import plan
+from xr_anysat.embedding.plan import is_upstream, plan
 from xr_anysat.embedding.workload import total_multiply_adds
 from xr_anysat.places.batch import prepare, with_options
 from xr_anysat.places.computing import empty_window, find_scenes
@@ -138,7 +138,7 @@ def plan_places(
         read += round(size * len(used) * PIXEL_BYTES)
         for part in parts:
             axes = ([PixelRange(0, n)] for n in part.shape)
-            flop += 2 * total_multiply_adds(timed, *axes, published=not isinstance(work.options.model, str))
+            flop += 2 * total_multiply_adds(timed, *axes, published=is_upstream(work.options.model))
     seconds = None
     if calibrate and flop:
         one = plan(empty_window(int(work.options.tile)), calibrate=True, **_of_the_model(work.options))
