@@ -45,6 +45,16 @@ def formula_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return formula_checkpoint(tmp_path_factory.mktemp("formula"), "tiny")
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """Run a server that speaks the S3 protocol, with one bucket."""
+    from support.s3_server import S3Server
+
+    with S3Server() as server:
+        server.bucket("bucket")
+        yield server
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the cluster first: one process of pytest-xdist then runs them all, and starts one cluster."""
     items.sort(key=lambda item: "two_workers" not in getattr(item, "fixturenames", ()))

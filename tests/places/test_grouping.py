@@ -7,12 +7,14 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xr_anysat.cube.periods import parse_period
 from xr_anysat.embedding.options import EmbedOptions
+from xr_anysat.places import grouping
 from xr_anysat.places.computing import one_window
 from xr_anysat.places.grouping import (
     MAX_RECTANGLE,
@@ -132,3 +134,22 @@ def test_zones() -> None:
     groups, refused = groups_of([shapely.Point(0, 89)], crs=3995)
     assert not refused
     assert len(groups) == 1
+
+
+def test_a_group_has_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense groups are cut between windows, and lose no place."""
+    rng = np.random.default_rng(0)
+    points = [
+        shapely.Point(x, y)
+        for x, y in zip(*rng.uniform((11.45, 46.05), (11.5, 46.1), (70, 2)).T, strict=True)
+    ]
+    (whole,), _ = groups_of(points)
+    monkeypatch.setattr(grouping, "MAX_PLACES", 20)
+    parts, _ = groups_of(points)
+    assert [len(part.places) for part in parts] == [20, 20, 20, 10]
+    assert sorted((p for part in parts for p in part.places), key=lambda p: p.row) == list(whole.places)
+    lasts = [max(p.squares for p in part.places) for part in parts]
+    firsts = [min(p.squares for p in part.places) for part in parts]
+    assert all(last <= first for last, first in zip(lasts[:-1], firsts[1:], strict=True))
+    for part in parts:
+        assert [p.row for p in part.places] == sorted(p.row for p in part.places)

@@ -187,7 +187,7 @@ def embed_to_store(
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # it is ignored where tests run in the background
-    operations = _watch(folder, moment)
+    operations = watch(folder, moment)
     with dask.annotate(resources={"GPU": 1}) if gpu else nullcontext():
         emb = CUBES[kind](folder / "reads", **options)
     store = folder / "out" / "area.zarr"
@@ -215,7 +215,7 @@ def embed_to_store(
     os._exit(0)  # without the farewells of a client whose scheduler may be gone
 
 
-def _watch(folder: Path, moment: int | str | None) -> list[str]:
+def watch(folder: Path, moment: int | str | None) -> list[str]:
     """Note what is done to files of `folder`, and kill this process before the operation `moment`."""
     operations: list[str] = []
     numbers = itertools.count()

@@ -51,7 +51,7 @@ from xr_anysat.shared.serialization import json_default
 from xr_anysat.shared.values import check_choice, check_whole_number
 from xr_anysat.stac.catalogs import check_installed
 from xr_anysat.stac.search import SceneQuery, grid_crs, open_s2, scene_query
-from xr_anysat.store.location import StoreLocation, is_empty, keys, parse_location, write
+from xr_anysat.store.location import StoreLocation, delete_drafts, is_empty, keys, parse_location, write
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame, GeoSeries
@@ -287,7 +287,7 @@ def _write_table(
     root = target.root()
     manifest = {
         "anysat_table": TABLE_VERSION, "rows": len(work.frame), "groups": len(work.groups), "channels": channels,
-"codec": codec, "columns": list(work.frame.columns), "identity": identity_of(work, codec),
+        "codec": codec, "columns": list(work.frame.columns), "identity": identity_of(work, codec),
     }  # fmt: skip
     existing = read_manifest(root, target)
     if existing is None:
@@ -320,6 +320,7 @@ def _write_table(
                 write_part(root, name, replace_rows(old, new), target)
         done += 1
         _report(done, len(work.groups), progress)
+    delete_drafts(target)
 
 
 def identity_of(work: Work, codec: str | None) -> dict[str, Any]:
@@ -351,7 +352,6 @@ def identity_of(work: Work, codec: str | None) -> dict[str, Any]:
         "weights": weights_identity({"weights": str(spec.source), "weights_sha256": spec.sha256}),
         "attrs": {"config": {**work.one.config, "anchor": "grid"}},
     }
-
     out: dict[str, Any] = json.loads(json.dumps(identity, default=json_default))
     return out
 

@@ -277,11 +277,14 @@ def _embed_places(
         record = record or _record_of(emb)
         within: dict[tuple[int, int], list[Any]] = {}
         for k, part in enumerate(strip.rectangles):
-            rows, cols = part.rows.grid(stride), part.cols.grid(stride)
-            squares = product(range(rows.start, rows.stop), range(cols.start, cols.stop))
-            numbers = sorted({n for square in squares for n in of_square[square]})
             for at, y, x, down, across in strip.pieces(k, emb.chunks, cell):
                 top, left = part.rows.start // cell + down, part.cols.start // cell + across
+                rows, cols = (
+                    PixelRange(first * cell, (cut.stop - cut.start) * cell).grid(stride)
+                    for first, cut in ((top, y), (left, x))
+                )
+                squares = product(range(rows.start, rows.stop), range(cols.start, cols.stop))
+                numbers = sorted({n for square in squares for n in of_square[square]})
                 those = [group.places[n] for n in numbers]
                 shapes = [(place.shape, top - place.top, left - place.left) for place in those]
                 within.setdefault(at, []).append((y, x, shapes, (top, left), numbers))

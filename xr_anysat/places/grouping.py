@@ -7,7 +7,7 @@ reading of each file. A group needs whole windows only; adjacent windows are rea
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 NEIGHBORHOOD_M = 20_000
 """Meters on the side of the square of a group, about a fifth of a Sentinel-2 granule. The squares are fixed, so the
-group of a place does not depend on other places."""
+group of a place does not depend on other places, unless it has more than :data:`MAX_PLACES`."""
+
+MAX_PLACES = 10_000
+"""Places of a group, so that the memory does not depend on the number of places: 60 MB of sums with 768 channels."""
 
 MAX_RECTANGLE = 256
 """Pixels on the side of a rectangle, or one window if that is larger."""
@@ -251,9 +254,18 @@ def group_places(
             when = () if period is None else tuple(str(t.date()) for t in period)  # type: ignore[union-attr]
             groups[name, when, square].append(place_on_lattice(row, geometry, settings))
     return [
-        Group(by_name[key[0]], periods[groups[key][0].row], tuple(groups[key]))  # type: ignore[arg-type]
+        Group(by_name[key[0]], periods[part[0].row], part)  # type: ignore[arg-type]
         for key in sorted(groups)
+        for part in _of_bounded_size(groups[key])
     ], refused
+
+
+def _of_bounded_size(places: list[Place]) -> Iterator[tuple[Place, ...]]:
+    """Cut a group between its windows, into parts of up to :data:`MAX_PLACES`, each in the order of the rows."""
+    if len(places) > MAX_PLACES:
+        places = sorted(places, key=lambda place: (place.squares, place.row))
+    for start in range(0, len(places), MAX_PLACES):
+        yield tuple(sorted(places[start : start + MAX_PLACES], key=lambda place: place.row))
 
 
 def _problem(geometry: Any, degrees: Any) -> str | None:

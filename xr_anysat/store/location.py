@@ -201,6 +201,13 @@ def delete(root: Any, key: str, target: StoreLocation) -> None:
         raise write_error(target, error) from error
 
 
+def delete_drafts(target: StoreLocation) -> None:
+    """Delete what killed writers left of files of a folder."""
+    if target.is_folder:
+        for draft in Path(target.address).rglob(f"*{DRAFT}"):
+            draft.unlink(missing_ok=True)
+
+
 async def _create(root: Any, key: str, buffer: Any) -> None:
     """Write a file that does not exist; one of two writers is first, if the file system can distinguish them."""
     from zarr.storage import FsspecStore

@@ -51,7 +51,16 @@ from xr_anysat.store.layout import (
     rechunk_to_blocks,
     with_margin,
 )
-from xr_anysat.store.location import DRAFT, StoreLocation, keys, parse_location, read, write, write_error
+from xr_anysat.store.location import (
+    DRAFT,
+    StoreLocation,
+    delete_drafts,
+    keys,
+    parse_location,
+    read,
+    write,
+    write_error,
+)
 from xr_anysat.store.reading import open
 
 if TYPE_CHECKING:
@@ -448,9 +457,7 @@ def _finalize(
             "the call to write them again"
         )
     check_same(stored_identity, own_identity, target)
-    if target.is_folder:
-        for draft in Path(target.address).rglob(f"*{DRAFT}"):
-            draft.unlink(missing_ok=True)
+    delete_drafts(target)
     from xr_anysat.store import stac_items
 
     folder, stem = target.sibling()
