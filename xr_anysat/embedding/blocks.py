@@ -61,6 +61,7 @@ def encode_windows(
     cols: PixelRange,
     settings: BlockSpec,
     squares: Squares | None = None,
+    min_blocks: int | None = None,
 ) -> Any:
     """Embed frames in adjacent windows.
 
@@ -75,6 +76,8 @@ def encode_windows(
     settings : BlockSpec
     squares : Squares, optional
         The squares that are needed. Cells outside them are NaN.
+    min_blocks : int, optional
+        Least number of blocks. By default :data:`MIN_BLOCKS`.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def encode_windows(
     import dask.array as da
 
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
-    layout = block_layout(rows, cols, settings, dates)
+    layout = block_layout(rows, cols, settings, dates, min_blocks)
     blocks = ((dates,), (len(S2.bands),), layout.down, layout.across)
     if eager:  # the same graph, computed now; name=False avoids hashing all pixels
         get_encoder(settings.spec)  # report a missing checkpoint or device before hours of work
@@ -140,12 +143,14 @@ class BlockLayout:
     across_cells: tuple[int, ...]
 
 
-def block_layout(rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int) -> BlockLayout:
+def block_layout(
+    rows: PixelRange, cols: PixelRange, settings: BlockSpec, dates: int, min_blocks: int | None = None
+) -> BlockLayout:
     """Cut a cube of these rows and columns into blocks of whole windows."""
-    max_bytes, min_blocks = block_limits(settings)
+    max_bytes, least = block_limits(settings)
     windows = block_side(
         rows, cols, settings.stride, pixel_bytes=max(pixel_bytes(settings, dates)), max_bytes=max_bytes,
-        min_blocks=min_blocks,
+        min_blocks=least if min_blocks is None else min_blocks,
     )  # fmt: skip
     down, across = rows.blocks(settings.stride, windows), cols.blocks(settings.stride, windows)
     cells = cell_chunks(rows, down, settings.cell), cell_chunks(cols, across, settings.cell)

@@ -162,7 +162,10 @@ def embed(
 
 
 def embed_resolved(
-    cube: xr.DataArray | xr.Dataset, resolved: ResolvedOptions, squares: Squares | None = None
+    cube: xr.DataArray | xr.Dataset,
+    resolved: ResolvedOptions,
+    squares: Squares | None = None,
+    min_blocks: int | None = None,
 ) -> xr.DataArray:
     """Embed a cube with resolved options, (D, y, x) float32; with `squares`, only these, and NaN elsewhere."""
     composed = resolved.compose(resolved.canonical)
@@ -181,7 +184,7 @@ def embed_resolved(
         else:
             stats = tile_statistics(data)
     encode = encode_overlapping if settings.overlap else encode_windows
-    encoded = encode(data, stats, resolved.rows, resolved.cols, settings, squares)
+    encoded = encode(data, stats, resolved.rows, resolved.cols, settings, squares, min_blocks)
 
     emb = xr.DataArray(encoded, dims=("D", "y", "x"), name="anysat", coords=resolved.coords)
     if resolved.geobox is not None:

@@ -66,6 +66,7 @@ def encode_overlapping(
     cols: PixelRange,
     settings: BlockSpec,
     squares: Squares | None = None,
+    min_blocks: int | None = None,
 ) -> Any:
     """Embed frames in overlapping windows; see :func:`xr_anysat.embedding.blocks.encode_windows`."""
     import dask.array as da
@@ -73,7 +74,8 @@ def encode_overlapping(
     from dask.highlevelgraph import HighLevelGraph
 
     eager, dates = isinstance(frames, np.ndarray), frames.shape[0]
-    layout, reach = block_layout(rows, cols, settings, dates), halo(settings.tile, settings.overlap)
+    layout = block_layout(rows, cols, settings, dates, min_blocks)
+    reach = halo(settings.tile, settings.overlap)
     blocks = layout.down, layout.across
     pieces = [
         split_at_block_edges(axis, sizes, reach) for axis, sizes in zip((rows, cols), blocks, strict=True)
@@ -84,7 +86,8 @@ def encode_overlapping(
         frames = da.from_array(frames, chunks=chunks, name=False)
     frames = frames.rechunk(chunks, method=RECHUNK)
     stats = None if stats is None else da.asarray(stats)
-    name = f"overlap-{tokenize(frames.name, None if stats is None else stats.name, rows, cols, settings, squares)}"
+    sources = frames.name, None if stats is None else stats.name
+    name = f"overlap-{tokenize(sources, rows, cols, settings, squares, layout)}"
     tokens = f"tokens-{name}"
     statistics = None if stats is None else (stats.name, 0, 0)
     stride = settings.stride

@@ -22,6 +22,7 @@ from xr_anysat.embedding.embed import embed_resolved
 from xr_anysat.embedding.lattice import PixelRange, Squares
 from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, check_options, resolve_options
 from xr_anysat.errors import CatalogError, ReadError
+from xr_anysat.model.weights import resolve_device
 from xr_anysat.places.grouping import Group, Rectangle, strips
 from xr_anysat.places.table import MESSAGE, Results
 from xr_anysat.shared.sensor import S2
@@ -273,7 +274,9 @@ def _embed_places(
     delayed_sums = dask.delayed(_sums_of_block)  # type: ignore[attr-defined]
     for strip in load_strips(group, parts, scenes, query):
         resolved = resolve_options(strip.cube, replace(options, anchor="cube"))
-        emb = embed_resolved(strip.cube, resolved, strip.squares(stride))
+        # a GPU computes the windows of many places at once; the cores of a CPU need several blocks
+        blocks = None if resolve_device(settings.spec.device).type == "cpu" else 1
+        emb = embed_resolved(strip.cube, resolved, strip.squares(stride), blocks)
         record = record or _record_of(emb)
         within: dict[tuple[int, int], list[Any]] = {}
         for k, part in enumerate(strip.rectangles):
@@ -288,11 +291,11 @@ def _embed_places(
                 those = [group.places[n] for n in numbers]
                 shapes = [(place.shape, top - place.top, left - place.left) for place in those]
                 within.setdefault(at, []).append((y, x, shapes, (top, left), numbers))
-        blocks = emb.data.to_delayed(optimize_graph=False)[
+        delayed_blocks = emb.data.to_delayed(optimize_graph=False)[
             0
         ]  # optimized one by one, they would not share reads
         for at, found in within.items():
-            tasks.append(delayed_sums(blocks[at], [each[:3] for each in found]))
+            tasks.append(delayed_sums(delayed_blocks[at], [each[:3] for each in found]))
             sums += [each[3:] for each in found]
     made = [each for block in dask.compute(tasks)[0] for each in block]  # type: ignore[attr-defined]
     order = sorted(range(len(sums)), key=lambda k: sums[k][0])
