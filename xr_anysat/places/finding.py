@@ -97,13 +97,13 @@ def nearest(
     >>> import numpy as np, xarray as xr
     >>> import odc.geo.xr, xr_anysat
     >>> emb = xr.DataArray(
-    ...     np.array([[[1.0, 3.0, 0.0]], [[0.0, 4.0, -2.0]]], "float32"), dims=("D", "y", "x"),
-    ...     coords={"y": [5.0], "x": [5.0, 15.0, 25.0]},
+    ...     np.array([[[1.0, 3.0], [0.0, -1.0]], [[0.0, 4.0], [-2.0, 0.0]]], "float32"), dims=("D", "y", "x"),
+    ...     coords={"y": [15.0, 5.0], "x": [5.0, 15.0]},
     ... ).odc.assign_crs("EPSG:32632")
     >>> emb.anysat.nearest(np.array([1.0, 0.0]), k=2)
        score      geometry
-    0    1.0   POINT (5 5)
-    1    0.6  POINT (15 5)
+    0    1.0   POINT (5 15)
+    1    0.6  POINT (15 15)
     """
     import_optional("geopandas", "nearest()")
     k = check_whole_number("k", k, 1, MAX_K)
