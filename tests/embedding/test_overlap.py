@@ -49,7 +49,7 @@ def test_it_is_the_mean_of_windows_by_their_weights(shape: tuple[int, int, int])
     """Each window embedded by itself, and summed here."""
     patch_size, tile, overlap = shape
     side, stride = patch_size // 10, tile - overlap
-    height = min(2 * tile + 8, 2 * (tile - stride) + 6 * side + stride)
+    height = min(2 * tile + 8, 2 * (tile - stride) + 5 * side + stride)
     width = height + 4
     cube = small_cube(height=height, width=width)
     got = embed(cube, shape)

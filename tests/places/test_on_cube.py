@@ -65,7 +65,7 @@ shapes_of_windows = st.sampled_from(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(geometries, min_size=1, max_size=5),
     shapes_of_windows,

@@ -72,6 +72,13 @@ class FaultyServer(LocalServer):
     def handler(self) -> type[BaseHTTPRequestHandler]:
         return _handler(self)
 
+    def wait_until_idle(self, seconds: float = 0.5) -> None:
+        """Wait until there was no request for this time."""
+        before = -1
+        while self.busy or len(self.requests) != before:
+            before = len(self.requests)
+            time.sleep(seconds)
+
     def add(self, folder: Path) -> None:
         """Serve the files of a folder under their names in it."""
         for file in sorted(folder.rglob("*.tif")):
