@@ -409,6 +409,7 @@ READ = f"""
 """
 
 
+@pytest.mark.slow
 def test_a_pickle_is_read_once_for_all_processes(tmp_path, checkpoint, state, cache):
     spec = encoder_spec("tiny", checkpoint)
     assert same(load_state(spec), state)
@@ -418,6 +419,7 @@ def test_a_pickle_is_read_once_for_all_processes(tmp_path, checkpoint, state, ca
     assert same(load_file(cache / f"{spec.sha256}.safetensors"), state)
 
 
+@pytest.mark.slow
 def test_processes_may_convert_at_once(tmp_path, checkpoint, cache):
     code = READ.format(arguments=[], path=str(checkpoint))
     with ThreadPoolExecutor(2) as pool:
@@ -764,6 +766,7 @@ def find(hub, tmp_path, **env):
     return python(FIND, tmp_path, HF_ENDPOINT=hub.url, **env)
 
 
+@pytest.mark.slow
 def test_it_is_downloaded_once(hub, tmp_path):
     path, _ = find(hub, tmp_path)
     assert Path(path).read_bytes() == CONTENT
@@ -786,6 +789,7 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path):
     assert int(requested.removeprefix("bytes=").removesuffix("-")) > 0
 
 
+@pytest.mark.slow
 def test_a_wrong_file_is_named_and_once_deleted_downloaded_again(hub, tmp_path):
     hub.files[KEY] = CONTENT[::-1]
     _, message = find(hub, tmp_path)

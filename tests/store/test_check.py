@@ -48,6 +48,7 @@ def flip(path: Path, at: int) -> None:
 # ---------------------------------------------------------------------- damaged blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_flipped_byte_of_a_shard_is_found(codec: str | None, tmp_path: Path) -> None:
     path = tmp_path / "area.zarr"
@@ -150,6 +151,7 @@ def test_a_damaged_block_in_a_bucket_is_named(s3: S3Server) -> None:
     assert xr_anysat.to_zarr(embeddings(), store, "int8").anysat.check().empty
 
 
+@pytest.mark.slow
 def test_a_cluster_checks_too(client: Any, tmp_path: Path) -> None:
     embeddings().anysat.to_zarr(tmp_path / "area.zarr")
     flip(tmp_path / "area.zarr/anysat/c/0/2/0", 20)

@@ -384,6 +384,7 @@ def test_joined_embeddings_have_no_common_statistics(tmp_path: Path) -> None:
     assert "norm_mean" not in both.anysat.to_zarr(tmp_path / "area.zarr").attrs
 
 
+@pytest.mark.slow
 def test_statistics_that_nobody_has_anymore_are_not_recorded(client: Any, tmp_path: Path) -> None:
     """The workers of a cluster computed them, and neither the graph nor the pickled cube has them."""
     emb = lazy_embedding().persist()
