@@ -14,8 +14,12 @@ from xr_anysat.accessor import register
 from xr_anysat.analysis.classification import classify
 from xr_anysat.analysis.clustering import cluster
 from xr_anysat.analysis.components import reduce, rgb
+from xr_anysat.analysis.evaluation import Evaluation
 from xr_anysat.analysis.fitted import Clusters, PCAModel
 from xr_anysat.analysis.fitted import PCAModel as Reducer
+from xr_anysat.analysis.learned import Classifier, Regressor
+from xr_anysat.analysis.regression import regress
+from xr_anysat.analysis.scoring import evaluate
 from xr_anysat.analysis.seams import seam_score
 from xr_anysat.analysis.similarity import change, similarity
 from xr_anysat.analysis.vector import sample, zonal
@@ -65,16 +69,19 @@ __all__ = [
     "AnySatError",
     "AnySatWarning",
     "CatalogError",
+    "Classifier",
     "Clusters",
     "CubeError",
     "CubeTypeError",
     "DeviceError",
+    "Evaluation",
     "OptionError",
     "PCAModel",
     "PlacesPlan",
     "Plan",
     "ReadError",
     "Reducer",
+    "Regressor",
     "Statistics",
     "StoreError",
     "WeightsError",
@@ -87,6 +94,7 @@ __all__ = [
     "embed",
     "embed_at",
     "embed_places",
+    "evaluate",
     "frames",
     "load_model",
     "nearest",
@@ -98,6 +106,7 @@ __all__ = [
     "pool",
     "preview",
     "reduce",
+    "regress",
     "rgb",
     "sample",
     "seam_score",

@@ -15,6 +15,8 @@ import xarray as xr
 from xr_anysat.analysis.classification import classify
 from xr_anysat.analysis.clustering import cluster
 from xr_anysat.analysis.components import reduce, rgb
+from xr_anysat.analysis.regression import regress
+from xr_anysat.analysis.scoring import evaluate
 from xr_anysat.analysis.seams import seam_score
 from xr_anysat.analysis.similarity import change, similarity
 from xr_anysat.analysis.vector import sample, zonal
@@ -36,7 +38,7 @@ CUBE_METHODS = ("frames", "statistics", "plan", "embed", "embed_at", "preview")
 
 EMBEDDING_METHODS = (
     "pool", "to_zarr", "to_cog", "check", "seam_score", "preview", "reduce", "rgb", "similarity", "change",
-    "nearest", "cluster", "sample", "zonal", "classify",
+    "nearest", "cluster", "sample", "zonal", "classify", "regress", "evaluate",
 )  # fmt: skip
 """Methods that apply to an embedding cube."""
 
@@ -65,7 +67,7 @@ class AnySatAccessor:
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`, `embed_at`. On an embedding cube: `pool`, `to_zarr`,
     `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `nearest`, `cluster`, `sample`, `zonal`,
-    `classify`. On both: `preview`.
+    `classify`, `regress`, `evaluate`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -108,6 +110,8 @@ class AnySatAccessor:
     sample = _method(sample)
     zonal = _method(zonal)
     classify = _method(classify)
+    regress = _method(regress)
+    evaluate = _method(evaluate)
 
 
 def _is_sentinel2(obj: xr.DataArray | xr.Dataset) -> bool:

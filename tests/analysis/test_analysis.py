@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,8 +102,10 @@ def everything(emb: xr.DataArray, points: gpd.GeoDataFrame) -> dict[str, Any]:
         "change": emb.anysat.change(emb.roll(x=3, roll_coords=False)),
     }  # fmt: skip
     for method in ("linear", "knn"):
-        made[method] = emb.anysat.classify(points, "cover", method=method, block_m=80)
-    made = {k: v.compute() for k, v in made.items()}
+        made[method], made[f"{method} model"] = emb.anysat.classify(
+            points, "cover", method=method, block_m=80
+        )
+    made = {k: v.compute() if hasattr(v, "compute") else v for k, v in made.items()}
     return {
         **made, "reducer": reducer, "clusters": clusters,
         "sample": emb.anysat.sample(points), "zonal": emb.anysat.zonal(FIELDS),
@@ -255,7 +258,7 @@ def test_lazy_names_are_the_same_every_time(emb: xr.DataArray, points: gpd.GeoDa
     lazy = emb.chunk(y=10, x=10)
     for make in (
         lambda: lazy.anysat.reduce(3)[0], lambda: lazy.anysat.cluster(3)[0],
-        lambda: lazy.anysat.classify(points, "cover", method="knn", block_m=80)["class"],
+        lambda: lazy.anysat.classify(points, "cover", method="knn", block_m=80)[0]["class"],
     ):  # fmt: skip
         assert make().data.name == make().data.name
 
@@ -610,7 +613,7 @@ def test_zonal_is_the_mean_of_what_was_observed(emb: xr.DataArray) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "knn"])
 def test_a_map_of_what_the_points_say(emb: xr.DataArray, points: gpd.GeoDataFrame, method: str) -> None:
-    made = emb.anysat.classify(points, "cover", method=method, block_m=80)
+    made, model = emb.anysat.classify(points, "cover", method=method, block_m=80)
     names = ["broadleaf forest", "maize", "town", "wheat"]
     flags = made["class"].attrs
     assert flags["class_names"] == names
@@ -627,16 +630,17 @@ def test_a_map_of_what_the_points_say(emb: xr.DataArray, points: gpd.GeoDataFram
     assert made["class"].rio.nodata == 0
     assert made.attrs["cv_accuracy"] > 0.95
     assert made.attrs["cv_f1_macro"] > 0.9
-    assert len(made.attrs["cv_accuracy_folds"]) == 5
-    assert (made.attrs["cv_block_m"], made.attrs["points_left_out"]) == (80, 0)
+    assert model.evaluation is not None
+    assert model.evaluation.folds == tuple(f"{i} of squares of 80 m" for i in range(1, 6))
+    assert made.attrs["labels_left_out"] == 0
     shuffled = points.sample(frac=1, random_state=0)
-    xr.testing.assert_identical(emb.anysat.classify(shuffled, "cover", method=method, block_m=80), made)
+    xr.testing.assert_identical(emb.anysat.classify(shuffled, "cover", method=method, block_m=80)[0], made)
 
 
 def test_a_map_is_stored_with_its_classes_and_score(
     emb: xr.DataArray, points: gpd.GeoDataFrame, tmp_path: Path
 ) -> None:
-    made = emb.anysat.classify(points, "cover", block_m=80)
+    made, _ = emb.anysat.classify(points, "cover", block_m=80)
     made.to_zarr(tmp_path / "map.zarr", consolidated=False)
     made.to_netcdf(tmp_path / "map.nc")
     for again in (
@@ -656,7 +660,7 @@ def test_linear_is_scikit_learns(emb: xr.DataArray, points: gpd.GeoDataFrame) ->
 
     for classes in (["wheat", "maize"], ["wheat", "maize", "town"]):
         some = points[points["cover"].isin(classes)]
-        made = emb.anysat.classify(some, "cover", block_m=80)
+        made, model = emb.anysat.classify(some, "cover", block_m=80)
         names = [f"emb_{i:03d}" for i in range(24)]
         table = emb.anysat.sample(some)
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(
@@ -677,7 +681,7 @@ def test_blocks_keep_neighbours_apart() -> None:
     labels = rng.integers(0, 2, (8, 8))[rows // 8, cols // 8]
     at = gpd.points_from_xy(emb.x.values[cols], emb.y.values[rows], crs=CRS)
     table = gpd.GeoDataFrame({"kind": labels}, geometry=at)
-    near, far = (emb.anysat.classify(table, "kind", method="knn", block_m=side) for side in (10, 160))
+    near, far = (emb.anysat.classify(table, "kind", method="knn", block_m=side)[0] for side in (10, 160))
     assert near.attrs["cv_accuracy"] > 0.9
     assert far.attrs["cv_accuracy"] < 0.75
     assert near["class"].attrs["class_names"] == ["0", "1"]
@@ -685,13 +689,16 @@ def test_blocks_keep_neighbours_apart() -> None:
 
 def test_the_side_of_a_block_is_a_window_at_least(points: gpd.GeoDataFrame) -> None:
     emb = landscape().assign_attrs(tile=12)
-    assert emb.anysat.classify(points, "cover").attrs["cv_block_m"] == 120
-    wide = emb.assign_attrs(tile=2).anysat.classify(points, "cover").attrs["cv_block_m"]
-    assert 35 < wide < 41
+    for tile, low, high in ((12, 120, 120), (2, 35, 41)):
+        _, model = emb.assign_attrs(tile=tile).anysat.classify(points, "cover")
+        assert model.evaluation is not None
+        found = re.fullmatch(r"1 of squares of ([\d.]+) m", model.evaluation.folds[0])
+        assert found is not None
+        assert low <= float(found[1]) <= high
 
 
 def test_points_that_cannot_teach_are_counted(emb: xr.DataArray, points: gpd.GeoDataFrame) -> None:
-    want = emb.anysat.classify(points, "cover", block_m=80)
+    want, _ = emb.anysat.classify(points, "cover", block_m=80)
     more = points.to_crs(CRS)[["cover", "geometry"]]
     far, gap = shapely.Point(LEFT - 5, TOP), shapely.Point(LEFT + 255, TOP - 65)
     more = gpd.pd.concat(
@@ -702,15 +709,15 @@ def test_points_that_cannot_teach_are_counted(emb: xr.DataArray, points: gpd.Geo
             ),
         ]
     )
-    with pytest.warns(AnySatWarning, match=rf"3 of {len(more)} points are left out.*emb\.anysat\.sample"):
-        got = emb.anysat.classify(more, "cover", block_m=80)
-    assert got.attrs["points_left_out"] == 3
+    with pytest.warns(AnySatWarning, match=rf"3 of {len(more)} labels are left out.*emb\.anysat\.sample"):
+        got, _ = emb.anysat.classify(more, "cover", block_m=80)
+    assert got.attrs["labels_left_out"] == 3
     np.testing.assert_array_equal(got["class"], want["class"])
 
 
 def test_one_block_has_no_score(emb: xr.DataArray, points: gpd.GeoDataFrame) -> None:
     with pytest.warns(AnySatWarning, match=r"one square of 1e\+09 m.*smaller block_m="):
-        made = emb.anysat.classify(points, "cover", block_m=1e9)
+        made, _ = emb.anysat.classify(points, "cover", block_m=1e9)
     assert "cv_accuracy" not in made.attrs
     assert made["class"].max() == 4
 
@@ -719,9 +726,12 @@ def test_a_class_that_a_fold_lacks_is_no_error(emb: xr.DataArray) -> None:
     at = gpd.GeoSeries.from_xy(
         LEFT + np.array([5.0, 15, 305, 315]), TOP - np.array([5.0, 5, 205, 205]), crs=CRS
     )
-    made = emb.anysat.classify(gpd.GeoDataFrame({"kind": [1, 1, 2, 2]}, geometry=at), "kind", block_m=100)
+    made, model = emb.anysat.classify(
+        gpd.GeoDataFrame({"kind": [1, 1, 2, 2]}, geometry=at), "kind", block_m=100
+    )
     assert made.attrs["cv_accuracy"] == 0
-    assert made.attrs["cv_accuracy_folds"] == [0, 0]
+    assert model.evaluation is not None
+    assert model.evaluation.fold_scores()["accuracy"].tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------------- on what embed makes
@@ -741,7 +751,7 @@ def test_every_kind_of_output(real: dict[str, xr.DataArray], output: str, tmp_pa
         image, _ = cube.anysat.rgb()
         labels, _ = cube.anysat.cluster(2)
         with pytest.warns(AnySatWarning, match="one square"):
-            made = cube.anysat.classify(table, "kind")
+            made, _ = cube.anysat.classify(table, "kind")
         results = {
             "rgb": image, "labels": labels, "reduced": cube.anysat.reduce(2)[0],
             "similarity": cube.anysat.similarity(tuple(middle)), "change": cube.anysat.change(cube),
@@ -844,16 +854,16 @@ POINT = gpd.GeoDataFrame({"kind": ["a"]}, geometry=[shapely.Point(LEFT + 5, TOP 
         (lambda e: e.anysat.sample(POINT.set_crs(None, allow_override=True)), OptionError, r"set_crs\('EPSG:4326'\)"),
         (lambda e: e.drop_vars("spatial_ref").assign_coords(y=e.y.values, x=e.x.values).anysat.sample(POINT),
          OptionError, r"and the cube has none.*emb\.odc\.assign_crs"),
-        (lambda e: e.anysat.sample(POINT.assign(emb_001=1, status=2)), OptionError, "'emb_001', 'status' already"),
-        (lambda e: e.anysat.zonal(FIELDS.assign(cells=1)), OptionError, "polygons have columns 'cells' already"),
+        (lambda e: e.anysat.sample(POINT.assign(emb_001=1, status=2)), OptionError, "'emb_001', 'status' of points"),
+        (lambda e: e.anysat.zonal(FIELDS.assign(cells=1)), OptionError, "columns 'cells' of polygons are names of"),
         (lambda e: e.anysat.zonal(gpd.GeoSeries([shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])], crs=CRS)),
          OptionError, r"cross themselves at index \[0\].*make_valid\(\)"),
         (lambda e: e.drop_vars(["y"]).anysat.sample(POINT), CubeError, "'y' coordinates are missing"),
         (lambda e: e[:, :, [0, 1, 5]].anysat.zonal(FIELDS), CubeError, "'x' coordinates are not evenly spaced.*isel"),
-        (lambda e: e.anysat.classify(POINT, "kind"), OptionError, r"too few points of 'a' \(1\) in column 'kind'"),
-        (lambda e: e.anysat.classify(POINT.iloc[[0, 0]], "kind"), OptionError, "points of 1 class"),
-        (lambda e: nothing(e).anysat.classify(POINT, "kind"), OptionError, r"points of 0 class.*\(1 points are not\)"),
-        (lambda e: e.anysat.classify(POINT, "name"), OptionError, r"column='name'.*\['kind'\]"),
+        (lambda e: e.anysat.classify(POINT, "kind"), OptionError, r"too few samples of 'a' \(1\) in column 'kind'"),
+        (lambda e: e.anysat.classify(POINT.iloc[[0, 0]], "kind"), OptionError, "samples of 1 class"),
+        (lambda e: nothing(e).anysat.classify(POINT, "kind"), OptionError, r"samples of 0 class.*\(1 labels are not\)"),
+        (lambda e: e.anysat.classify(POINT, "name"), OptionError, r"column='name'.*one of kind"),
         (lambda e: e.anysat.classify(POINT, "kind", method="forest"), OptionError, "expected one of 'linear', 'knn'"),
         (lambda e: e.anysat.classify(POINT.iloc[[0] * 4].assign(kind=[1, 1, "a", "a"]), "kind"), OptionError, "mixes"),
         (lambda e: e.anysat.classify(POINT.iloc[[0] * 4].assign(kind=[1, 1, 2, 2]), "kind", block_m=0), OptionError,

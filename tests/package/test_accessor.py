@@ -46,6 +46,8 @@ POSITIONAL = {
     "zonal": 1,
     "nearest": 2,
     "classify": 2,
+    "regress": 2,
+    "evaluate": 2,
 }
 METHODS: dict[str, Callable[..., Any]] = {name: getattr(xr_anysat, name) for name in POSITIONAL}
 

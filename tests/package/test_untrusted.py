@@ -611,14 +611,14 @@ def test_points_that_are_nowhere_are_outside(wkt: str) -> None:
 
     emb, table = embedding(), points(from_wkt(wkt), None)
     assert list(emb.anysat.sample(table)["status"]) == ["outside"] * 2 + ["ok"] * 6
-    with pytest.warns(AnySatWarning, match="2 of 8 points are left out"):
-        assert emb.anysat.classify(table, "label").attrs["points"] == 6
+    with pytest.warns(AnySatWarning, match="2 of 8 labels are left out"):
+        assert emb.anysat.classify(table, "label")[0].attrs["samples"] == 6
 
 
 def test_a_column_of_labels_that_exists_twice_is_refused() -> None:
     table = points(other=0).rename(columns={"other": "label"})
     with pytest.raises(
-        OptionError, match="column='label': expected one column of this name, points have several"
+        OptionError, match="column='label': expected one column of this name, the labels have 2"
     ):
         embedding().anysat.classify(table, "label")
 

@@ -197,7 +197,7 @@ def test_only_the_chunks_of_places_are_read() -> None:
         (gpd.GeoSeries([shapely.Point(0, 0)]), {}, OptionError, r"places have no CRS: set it, places\.set_crs"),
         (gpd.GeoSeries([shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])], crs=CRS), {}, OptionError,
          r"places cross themselves at index \[0\]"),
-        (points_of((5, 5)).to_frame("geometry").assign(status=1), {}, OptionError, "columns 'status' already"),
+        (points_of((5, 5)).to_frame("geometry").assign(status=1), {}, OptionError, "columns 'status' of places"),
         (points_of((5, 5)), {"pool": "mean"}, OptionError, "pool='mean' has no meaning in embed_at"),
         (points_of((5, 5)), {"patch_size": 7}, OptionError, "patch_size=7"),
     ],

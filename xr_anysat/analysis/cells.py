@@ -65,15 +65,25 @@ def map_cells(
     missing : scalar
         Result of cells with a missing channel in any cube.
     """
-    block = partial(_over_block, function=function, rows=rows, dtype=np.dtype(dtype), missing=missing)
+    block = partial(_over_block, rows=rows, dtype=np.dtype(dtype), missing=missing)
     lazy = [cube.data.chunks[1:] for cube in cubes if cube.chunks is not None]
     if not lazy:
-        return block(*(cube.data for cube in cubes))
+        return block(*(cube.data for cube in cubes), function=function)
     import dask.array as da
+    from dask.base import tokenize
+    from dask.delayed import delayed
+
+    # one key of the graph, because the function may contain a large model
+    function = delayed(function, name=f"anysat-cells-{tokenize(function)}", traverse=False)
 
     data = [da.asarray(cube.data).rechunk((-1, *lazy[0]), method=RECHUNK) for cube in cubes]
     return da.map_blocks(
-        block, *data, dtype=dtype, chunks=((rows,), *lazy[0]), meta=np.empty((0, 0, 0), dtype)
+        block,
+        *data,
+        function=function,
+        dtype=dtype,
+        chunks=((rows,), *lazy[0]),
+        meta=np.empty((0, 0, 0), dtype),
     )
 
 

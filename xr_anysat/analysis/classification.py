@@ -1,104 +1,133 @@
-"""`classify`: a map of classes from a few labeled points, and its accuracy.
-
-The accuracy comes from spatially separate folds. Nearby points are similar, especially because cells of one window
-share their context, so a random split would overestimate the accuracy.
-"""
+"""`classify`: a map of classes from a few labels, where to trust it, and how good it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from xr_anysat.analysis.cells import map_cells, one_thread, padded_matmul, wrap_on_grid
-from xr_anysat.analysis.vector import OK, as_geodataframe, in_crs_of, values_at
-from xr_anysat.errors import OptionError, warn
-from xr_anysat.shared.checks import check_embedding, import_optional
-from xr_anysat.shared.grid import require_grid
-from xr_anysat.shared.sensor import S2
-from xr_anysat.shared.values import check_choice
+from xr_anysat.analysis.applicability import dissimilarity_of_samples, feature_space, threshold_of
+from xr_anysat.analysis.cells import one_thread
+from xr_anysat.analysis.evaluation import (
+    NAME,
+    Evaluation,
+    Predict,
+    cross_validate,
+    fold_numbers,
+    learning_curve,
+)
+from xr_anysat.analysis.learned import (
+    Classifier,
+    applicability,
+    as_base64,
+    check_learned,
+    joined_to,
+    over_all,
+)
+from xr_anysat.analysis.learners import CLASSIFIERS, probabilities
+from xr_anysat.analysis.sampling import MAX_SEED
+from xr_anysat.analysis.training import (
+    CELLS_PER_POLYGON,
+    check_input,
+    folds_of,
+    is_table,
+    labeled_samples,
+    record_of,
+    warn_of_left_out,
+)
+from xr_anysat.errors import OptionError
+from xr_anysat.shared.checks import import_optional
+from xr_anysat.shared.values import check_choice, check_whole_number, is_number
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-METHODS = ("linear", "knn")
-
-NEIGHBORS = 5
-"""Number of labeled points that vote on a cell, with ``method="knn"``."""
-
-FOLDS = 5
-
-BLOCKS_ACROSS = 10
-"""Maximum number of blocks along the longer side of the extent of the points."""
-
-EPS = 1e-12
-"""Smallest length and smallest vote, to avoid a division by zero."""
-
-MIN_POINTS_PER_CLASS = 2
-"""Minimum number of points per class."""
+MIN_SAMPLES_PER_CLASS = 2
+"""Minimum number of samples per class."""
 
 MISSING = 0
-"""Code of cells that were not observed."""
+"""Code of cells that were not observed, or whose confidence is too low."""
 
 
 def classify(
-    emb: xr.DataArray,
-    points: GeoDataFrame,
-    column: str,
+    emb: Any,
+    labels: GeoDataFrame | None = None,
+    column: str | None = None,
     *,
+    model: Classifier | None = None,
     method: str = "linear",
+    groups: str | None = None,
     block_m: float | None = None,
-) -> xr.Dataset:
-    """Map classes from a few labeled points.
+    cells_per_polygon: int = CELLS_PER_POLYGON,
+    min_confidence: float = 0.0,
+    seed: int = 0,
+) -> tuple[Any, Classifier]:
+    """Map classes from a few labels.
 
-    A classifier is fitted on the embeddings at the points and predicts the class of each cell. Its accuracy is
-    measured by spatially blocked cross-validation: the area is divided into squares, each square is
-    left out once, and its points are predicted from the others. The map itself is fitted on all points.
+    A classifier is fitted on the embeddings at the labels and predicts the class of each cell. Its accuracy is
+    measured on labels that it was not fitted on: each fold of the labels is left out once, and predicted from the
+    others. The classifier of the map itself is fitted on all labels.
 
     Parameters
     ----------
-    emb : DataArray, (D, y, x)
-        Output of :func:`xr_anysat.embed`.
-    points : GeoDataFrame
-        Labeled points, in any CRS, at least two per class. Points outside the cube, on unobserved cells or without
-        a label are left out, and a warning says so.
+    emb : DataArray, (D, y, x), or GeoDataFrame
+        Output of :func:`xr_anysat.embed`; or a table, the output of :func:`xr_anysat.embed_places` or
+        :func:`xr_anysat.embed_at`.
+    labels : GeoDataFrame
+        Labeled points and polygons, in any CRS, with at least two samples per class. A point is one sample, and a
+        polygon gives its whole cells. If `labels` are a table of embeddings themselves, their vectors are used,
+        wherever they are. Labels without a sample are left out, and a warning says so. Not needed with `model`.
     column : str
-        Column of `points` with the class of each point, text or numbers.
+        Column of `labels` with the classes, text or numbers.
+    model : Classifier, optional
+        Result of an earlier call, on embeddings with the same weights and settings: nothing is fitted.
     method : {"linear", "knn"}
-        ``"linear"``: logistic regression on standardized channels. ``"knn"``: the five nearest points by cosine
+        ``"linear"``: logistic regression on standardized channels. ``"knn"``: the five nearest samples by cosine
         similarity vote, each with the weight 1 + cosine.
+    groups : str, optional
+        Column of `labels`, such as a region or a year: each group is a fold. Default: folds are squares on the ground.
     block_m : float, optional
         Side of the squares in units of the CRS, usually meters; the squares start at its origin. Default: a tenth of
-        the longer side of the points' extent, but at least a window of the model, because the cells of one window
+        the longer side of the labels' extent, but at least a window of the model, because the cells of one window
         share their context.
+    cells_per_polygon : int
+        Maximum number of cells of a polygon. All cells of a polygon are in one fold.
+    min_confidence : float
+        Cells with a lower confidence get no class.
+    seed : int
+        Selects cells of polygons, and samples of the learning curve.
 
     Returns
     -------
-    Dataset
-        Lazy if `emb` is, but the chunks that contain points are computed immediately.
+    classes : Dataset, or GeoDataFrame
+        Variables on the grid of the cube, lazy if `emb` is (but the chunks that contain labels are computed
+        immediately); or columns of the table.
 
         ``class`` (y, x) uint8, or uint16 from 256 classes
-            Codes from 1, in the order of the sorted labels; 0 (``nodata``) where nothing was observed. The
-            attributes ``flag_values`` and ``flag_meanings`` (CF) name them; ``class_names`` has the labels unchanged.
+            Codes from 1, in the order of the sorted classes; 0 (``nodata``) where nothing was observed, or the
+            confidence is less than `min_confidence`. The attributes ``flag_values`` and ``flag_meanings`` (CF) name
+            them; ``class_names`` has the labels unchanged. In a table: the classes themselves, or None.
         ``confidence`` (y, x) float32
-            Probability of that class (linear) or its share of the votes (knn), from 0 to 1; NaN where nothing was
+            Probability of the class (linear) or its share of the votes (knn), from 0 to 1; NaN where nothing was
             observed.
-
-        Its attributes are ``method``, ``column``, ``points`` and ``points_left_out`` (numbers of points);
-        ``cv_accuracy``, the share of points that were predicted correctly; ``cv_f1_macro``, the mean of the classes' F1
-        scores; ``cv_accuracy_folds``, the accuracy of each fold; and ``cv_block_m``, the side of the squares. If all
-        points are in one square, there are no scores, and a warning says so.
+        ``dissimilarity`` (y, x) float32
+            Dissimilarity index of Meyer and Pebesma (2021, doi 10.1111/2041-210X.13650): the distance to the nearest
+            training sample in standardized channels, divided by the mean distance between training samples.
+        ``applicable`` (y, x) bool
+            Whether the index is at most that of the training samples in relation to other folds (without outliers).
+            Where it is False, the scores of the evaluation say nothing.
+    model : Classifier
+        Its ``evaluation`` (:class:`Evaluation`) has the scores. Save it (`to_json`) to use it on another year or area.
 
     Raises
     ------
     CubeTypeError, CubeError
-        If `emb` is not an embedding cube, or its coordinates do not define the positions of its cells.
+        If `emb` is not an embedding cube, its coordinates do not define the positions of its cells, or `model` or
+        `labels` have embeddings with other weights or settings.
     OptionError
-        If `points`, `column`, `method` or `block_m` is invalid, or a class has too few points.
+        If an argument is invalid, or a class has too few samples.
     AnySatError
         If scikit-learn or geopandas is not installed.
 
@@ -112,266 +141,184 @@ def classify(
     ... ).odc.assign_crs("EPSG:32632")
     >>> at = geopandas.points_from_xy([5, 15, 45, 55, 5, 25], [55, 45, 15, 5, 5, 5])
     >>> points = geopandas.GeoDataFrame({"cover": list("ddddoo")}, geometry=at, crs="EPSG:32632")
-    >>> made = emb.anysat.classify(points, "cover", block_m=20)
-    >>> made["class"].values[0], made["class"].attrs["flag_meanings"], made.attrs["cv_accuracy"]
-    (array([1, 2, 2, 2, 2, 2], dtype=uint8), 'd o', 1.0)
+    >>> classes, classifier = emb.anysat.classify(points, "cover", block_m=20)
+    >>> classes["class"].values[0], classifier.classes, classifier.evaluation.scores()["accuracy"]
+    (array([1, 2, 2, 2, 2, 2], dtype=uint8), ('d', 'o'), 1.0)
+    >>> again, _ = emb.anysat.classify(model=classifier)
+    >>> again.equals(classes)
+    True
     """
-    check_embedding(emb, "classify(points, 'class')")
-    check_choice("method", method, METHODS)
+    check_input(emb, "classify(points, 'class')")
+    check_choice("method", method, tuple(CLASSIFIERS))
+    if not is_number(min_confidence) or not 0 <= min_confidence <= 1:
+        raise OptionError(f"{min_confidence=}: expected a number from 0 to 1")
+    if model is None:
+        if labels is None or column is None:
+            raise OptionError(
+                "neither labels and column nor model=: expected emb.anysat.classify(points, 'class')"
+            )
+        model = _fit(emb, labels, column, method, groups, block_m, cells_per_polygon, seed)
+    else:
+        if labels is not None or column is not None:
+            raise OptionError(
+                "labels with model=: expected one of them; emb.anysat.evaluate(labels, model) scores a model"
+            )
+        check_learned(model, Classifier, emb, "classify()")
+    return _map(emb, model, float(min_confidence)), model
+
+
+def _fit(
+    emb: Any,
+    labels: Any,
+    column: str,
+    method: str,
+    groups: str | None,
+    block_m: float | None,
+    most: int,
+    seed: int,
+) -> Classifier:
     import_optional("sklearn", "classify()")
-    training, left_out = _training_points(emb, points, column)
-    counts = np.bincount(training.codes)
-    few = [
-        f"{name!r} ({n})" for name, n in zip(training.names, counts, strict=True) if n < MIN_POINTS_PER_CLASS
-    ]
-    if len(counts) < 2 or few:
-        seen = f"too few points of {', '.join(few)}" if few else f"points of {len(counts)} class"
-        raise OptionError(
-            f"{seen} in column {column!r}: expected at least two classes, and {MIN_POINTS_PER_CLASS} points of each "
-            f"on observed cells{f' ({left_out} points are not)' if left_out else ''}; add points, or merge classes"
-        )
-    if left_out:
-        warn(
-            f"{left_out} of {len(points)} points are left out: they are outside the cube, on unobserved cells, or "
-            "without a label. emb.anysat.sample(points) gives the status of each"
-        )
-    side = _block_side(emb, training, block_m)
-    score = cross_validate(
-        partial(fit_classifier, method=method),
-        training.values,
-        training.codes,
-        blocks_of(training.x, training.y, side),
-    )
-    if score is None:
-        warn(
-            f"all points are in one square of {side:g} m, so there is no cross-validation: pass a smaller block_m= "
-            "(but cells of one window share their context), or points that are farther apart"
-        )
+    seed = check_whole_number("seed", seed, 0, MAX_SEED)
+    samples = labeled_samples(emb, labels, [column], "classify()", cells_per_polygon=most, seed=seed)
+    names, codes = _classes(samples.targets[:, 0], column)
+    _check_enough(names, codes, column, samples.left_out)
+    warn_of_left_out(samples, len(labels))
+    folds = folds_of(emb, samples, labels, groups, block_m, "classify()")
+    indicators = np.eye(len(names))[codes]
+    values = samples.values
+
+    def fit(numbers: np.ndarray) -> Predict:
+        found = CLASSIFIERS[method](values[numbers], indicators[numbers], None)
+        return partial(probabilities, found)
+
     with one_thread():
-        predict = fit_classifier(training.values, training.codes, method=method)
-    pair = map_cells(partial(_predict_class, predict=predict), emb, rows=2, dtype=np.float32, missing=np.nan)
-    kind = np.uint8 if len(counts) < 256 else np.uint16
-    codes = _codes(pair[0], kind)
-    names = [str(name) for name in training.names]
-    flags = {
-        "long_name": f"class, from {column}",
+        space = feature_space(values)
+        found = CLASSIFIERS[method](values, indicators, None)
+        # without folds, in relation to all other rows of labels
+        apart = [
+            (np.flatnonzero(samples.row != r), np.flatnonzero(samples.row == r))
+            for r in np.unique(samples.row)
+        ]
+        indices = dissimilarity_of_samples(space, [(a, b) for _, a, b in folds] or apart)
+    threshold = threshold_of(indices)
+    evaluation = None
+    if folds:
+        predicted = cross_validate(fit, values, len(names), folds)
+        sizes, scores = learning_curve(
+            fit, values, folds, predicted, partial(_accuracy, codes=codes), MIN_SAMPLES_PER_CLASS, seed
+        )
+        evaluation = evaluation_of_classes(
+            column, names, codes, predicted, fold_numbers(folds, len(codes)), [name for name, _, _ in folds],
+            indices, threshold, curve_labels=sizes, curve_scores=scores,
+        )  # fmt: skip
+    return Classifier.from_arrays(
+        method=method, channels=values.shape[1], samples=as_base64(values), matrix=found.matrix, offset=found.offset,
+        distance=space.distance, threshold=threshold, left_out=samples.left_out, seed=seed, evaluation=evaluation,
+        made_with=record_of(emb), column=column, classes=tuple(names), codes=codes,
+    )  # fmt: skip
+
+
+def _accuracy(predicted: np.ndarray, test: np.ndarray, *, codes: np.ndarray) -> float:
+    return float((predicted.argmax(0) == codes[test]).mean())
+
+
+def _classes(targets: np.ndarray, column: str) -> tuple[list[Any], np.ndarray]:
+    """Return the sorted classes, and the number of the class of each sample."""
+    given = targets.tolist()
+    try:
+        names = sorted(set(given))
+    except TypeError as error:
+        raise OptionError(
+            f"column {column!r} mixes types of labels ({error}): expected only text or only numbers; convert them, "
+            f"labels[{column!r}].astype(str)"
+        ) from error
+    wrong = [name for name in names if not NAME.holds(name)]
+    if wrong:
+        raise OptionError(
+            f"column {column!r} has labels such as {wrong[0]!r}, a {type(wrong[0]).__name__}: expected text or "
+            f"numbers; convert them, labels[{column!r}].astype(str)"
+        )
+    numbers = {name: i for i, name in enumerate(names)}
+    return names, np.array([numbers[label] for label in given], int)
+
+
+def _check_enough(names: list[Any], codes: np.ndarray, column: str, left_out: int) -> None:
+    """Refuse classes with too few samples."""
+    counts = np.bincount(codes, minlength=len(names))
+    few = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < MIN_SAMPLES_PER_CLASS]
+    if len(names) < 2 or few:
+        seen = f"too few samples of {', '.join(few)}" if few else f"samples of {len(names)} class"
+        raise OptionError(
+            f"{seen} in column {column!r}: expected at least two classes, and {MIN_SAMPLES_PER_CLASS} samples of each "
+            f"on observed cells{f' ({left_out} labels are not)' if left_out else ''}; add labels, or merge classes"
+        )
+
+
+def evaluation_of_classes(
+    column: str,
+    names: Sequence[Any],
+    codes: np.ndarray,
+    predicted: np.ndarray,
+    fold: np.ndarray,
+    folds: Sequence[str],
+    dissimilarity: np.ndarray,
+    threshold: float,
+    **curve: Any,
+) -> Evaluation:
+    """Return the evaluation of probabilities (classes, n) for samples of known classes."""
+    return Evaluation.from_arrays(
+        columns=(column,), classes=tuple(names), folds=tuple(folds), fold=fold, observed=(codes,),
+        predicted=(predicted.argmax(0),), confidence=predicted.max(0), weights=(), dissimilarity=dissimilarity,
+        threshold=threshold, **curve,
+    )  # fmt: skip
+
+
+def _map(emb: Any, model: Classifier, minimum: float) -> Any:
+    """Return the classes of all cells or rows."""
+    predict = probabilities_of(model)
+    pair = over_all(emb, partial(_predict_class, predict=predict), rows=2)
+    kind = np.uint8 if len(model.classes) < 256 else np.uint16
+    codes = _codes(pair, minimum, kind)
+    names = [str(name) for name in model.classes]
+    flags: dict[str, Any] = {
+        "long_name": f"class, from {model.column}",
         "nodata": MISSING,
         "flag_values": list(range(1, len(names) + 1)),
         "flag_meanings": " ".join("_".join(name.split()) for name in names),
         "class_names": names,
     }
-    out = xr.Dataset(
-        {
-            "class": wrap_on_grid(emb, codes, "class", flags),
-            "confidence": wrap_on_grid(
-                emb, pair[1], "confidence", {"long_name": "confidence in the class", "units": "1"}
-            ),
-        }
-    )
-    out.attrs = {
-        "method": method,
-        "column": column,
-        "points": len(training.codes),
-        "points_left_out": left_out,
-        "cv_block_m": side,
+    if is_table(emb):
+        codes = np.array([None, *model.classes], object)[codes]
+    found = {
+        "class": (codes, flags),
+        "confidence": (pair[1], {"long_name": "confidence in the class", "units": "1"}),
+        **applicability(model, emb),
     }
-    if score is not None:
-        out.attrs |= {
-            "cv_accuracy": score.accuracy,
-            "cv_f1_macro": score.f1_macro,
-            "cv_accuracy_folds": list(score.folds),
-        }
-    return out
+    attrs: dict[str, Any] = {
+        "method": model.method, "column": model.column, "samples": len(model.codes), "labels_left_out": model.left_out,
+        "min_confidence": minimum,
+    }  # fmt: skip
+    if model.evaluation is not None:
+        attrs |= {f"cv_{name}": value for name, value in model.evaluation.scores().items()}
+    return joined_to(emb, found, attrs)
 
 
-def _codes(decided: Any, kind: type[np.unsignedinteger[Any]]) -> Any:
-    """Turn class numbers from 0 into codes from 1, and NaN into 0."""
-    if isinstance(decided, np.ndarray):
-        return (np.nan_to_num(decided, nan=-1) + 1).astype(kind)
-    return decided.map_blocks(_codes, kind, dtype=kind, meta=np.empty((0, 0), kind))
+def probabilities_of(model: Classifier) -> Predict:
+    """Return the function of a classifier from a batch (D, m) to probabilities (classes, m)."""
+    targets = np.eye(len(model.classes))[np.array(model.codes)]
+    return partial(probabilities, model.fit(targets))
+
+
+def _codes(pair: Any, minimum: float, kind: type[np.unsignedinteger[Any]]) -> Any:
+    """Turn numbers of classes and confidences (2, …) into codes from 1, and 0 where there is no class."""
+    if isinstance(pair, np.ndarray):
+        return np.where(pair[1] >= np.float32(minimum), np.nan_to_num(pair[0], nan=-1) + 1, MISSING).astype(
+            kind
+        )
+    return pair.map_blocks(_codes, minimum, kind, dtype=kind, drop_axis=0, meta=np.empty((0, 0), kind))
 
 
 def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Number of the most likely class of each cell, and its probability, (2, n)."""
     likely = predict(batch)
     return np.stack([likely.argmax(0), likely.max(0)])
-
-
-# ---------------------------------------------------------------------- labeled points
-
-
-@dataclass(frozen=True)
-class Training:
-    """Labeled points, in an order that does not depend on the order of the table.
-
-    Attributes
-    ----------
-    values : ndarray, (n, D) float64
-        Embeddings.
-    codes : ndarray, (n,) int
-        Classes, from 0.
-    names : list
-        Names of the classes, sorted.
-    x, y : ndarray, (n,)
-        Coordinates in the CRS of the cube.
-    """
-
-    values: np.ndarray
-    codes: np.ndarray
-    names: list[Any]
-    x: np.ndarray
-    y: np.ndarray
-
-
-def _training_points(emb: xr.DataArray, points: GeoDataFrame, column: str) -> tuple[Training, int]:
-    """The usable points, and the number of points that are left out."""
-    frame = as_geodataframe(points, "points", "classify()")
-    if column not in frame.columns or column == frame.active_geometry_name:
-        others = [name for name in frame.columns if name != frame.active_geometry_name]
-        raise OptionError(f"{column=}: expected the column of points that holds the labels, one of {others}")
-    if list(frame.columns).count(column) > 1:
-        raise OptionError(
-            f"{column=}: expected one column of this name, points have several; rename or drop them"
-        )
-    values, status = values_at(emb, frame.geometry, "classify()")
-    usable = (status == OK) & frame[column].notna().values
-    labels = frame[column].values[usable]
-    try:
-        names = sorted(set(labels.tolist()))
-    except TypeError as error:
-        raise OptionError(
-            f"column {column!r} mixes types of labels ({error}): expected only text or only numbers; convert them, "
-            f"points[{column!r}].astype(str)"
-        ) from error
-    numbers = {name: i for i, name in enumerate(names)}
-    codes = np.array([numbers[label] for label in labels.tolist()], int)
-    at = in_crs_of(require_grid(emb, "classify()"), frame.geometry, ("Point",), "points")
-    x, y = at.x.values[usable], at.y.values[usable]
-    order = np.lexsort((codes, x, y))  # rounding and ties in fits and folds depend on the order
-    chosen = values[usable].astype(np.float64)[order]
-    return Training(chosen, codes[order], names, x[order], y[order]), int((~usable).sum())
-
-
-def _block_side(emb: xr.DataArray, training: Training, block_m: float | None) -> float:
-    """Side of the blocks that are left out together, in units of the CRS."""
-    if block_m is None:
-        extent = max(np.ptp(training.x), np.ptp(training.y))
-        return float(max(extent / BLOCKS_ACROSS, emb.attrs.get("tile", 1) * S2.pixel_size))
-    if not block_m > 0 or not np.isfinite(block_m):
-        raise OptionError(f"{block_m=}: expected a positive number of meters, or None")
-    return float(block_m)
-
-
-def blocks_of(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
-    """Number of the square block of ground that contains each point, (n,) int."""
-    at = np.floor(np.stack([y, x]) / side).astype(int)
-    return np.unique(at, axis=1, return_inverse=True)[1].ravel()
-
-
-# ---------------------------------------------------------------------- classifiers
-
-
-def fit_classifier(
-    values: np.ndarray, codes: np.ndarray, *, method: str
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A classifier of embeddings (n, D): its function from a batch (D, m) to probabilities (classes, m).
-
-    Classes that are missing in `codes`, as can happen when a block is left out, get zeros.
-    """
-    if method == "knn":
-        units = values / np.maximum(np.sqrt(np.square(values).sum(1)), EPS)[:, None]
-        return partial(_votes, units=units, codes=codes)
-    known = np.unique(codes)
-    if known.size == 1:
-        return partial(_softmax, matrix=np.zeros((1, values.shape[1])), offset=np.zeros(1), known=known)
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(values)
-    model = LogisticRegression(max_iter=1000).fit(scaler.transform(values), codes)
-    matrix, offset = model.coef_ / scaler.scale_, model.intercept_
-    offset = offset - matrix @ scaler.mean_
-    if known.size == 2:  # scikit-learn stores only the difference
-        matrix, offset = (np.concatenate([np.zeros_like(part), part]) for part in (matrix, offset))
-    return partial(_softmax, matrix=matrix, offset=offset, known=known)
-
-
-def _softmax(batch: np.ndarray, *, matrix: np.ndarray, offset: np.ndarray, known: np.ndarray) -> np.ndarray:
-    scores = padded_matmul(matrix, batch) + offset[:, None]
-    raised = np.exp(scores - scores.max(0))
-    out = np.zeros((known[-1] + 1, batch.shape[1]))
-    out[known] = raised / raised.sum(0)
-    return out
-
-
-def _votes(batch: np.ndarray, *, units: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    cosines = padded_matmul(units, batch) / np.maximum(np.sqrt(np.square(batch).sum(0)), EPS)
-    count = min(NEIGHBORS, len(codes))
-    nearest = np.argpartition(-cosines, count - 1, axis=0)[:count]
-    votes = np.maximum(1 + np.take_along_axis(cosines, nearest, 0), EPS)
-    out = np.zeros((codes.max() + 1, batch.shape[1]))
-    for one, vote in zip(codes[nearest], votes, strict=True):
-        out[one, np.arange(batch.shape[1])] += vote
-    return out / out.sum(0)
-
-
-# ---------------------------------------------------------------------- the score
-
-
-@dataclass(frozen=True)
-class Score:
-    """Result of a cross-validation.
-
-    Attributes
-    ----------
-    accuracy : float
-        Share of all samples that were predicted correctly.
-    f1_macro : float
-        Mean of the classes' F1 scores, over all samples.
-    folds : tuple of float
-        Accuracy of each fold.
-    """
-
-    accuracy: float
-    f1_macro: float
-    folds: tuple[float, ...]
-
-
-def cross_validate(
-    fit: Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]],
-    values: np.ndarray,
-    codes: np.ndarray,
-    blocks: np.ndarray,
-) -> Score | None:
-    """Predict each sample from those of other blocks; None if there is only one block.
-
-    Parameters
-    ----------
-    fit : callable
-        Like :func:`fit_classifier` with its method.
-    values : ndarray, (n, D)
-    codes : ndarray, (n,) int
-        Classes, from 0.
-    blocks : ndarray, (n,) int
-        Block of each sample; a block is left out as a whole.
-    """
-    from sklearn.metrics import f1_score
-
-    predicted = np.empty_like(codes)
-    folds = []
-    with one_thread():
-        for train, test in _folds(values, blocks):
-            predicted[test] = fit(values[train], codes[train])(values[test].T).argmax(0)
-            folds.append(float((predicted[test] == codes[test]).mean()))
-    if not folds:
-        return None
-    f1 = f1_score(codes, predicted, average="macro", zero_division=0)
-    return Score(float((predicted == codes).mean()), float(f1), tuple(folds))
-
-
-def _folds(values: np.ndarray, blocks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    from sklearn.model_selection import GroupKFold
-
-    n = min(FOLDS, len(np.unique(blocks)))
-    if n > 1:
-        yield from GroupKFold(n).split(values, groups=blocks)

@@ -1,10 +1,10 @@
-"""Fitted models of numbers only: principal components and cluster centers."""
+"""Fitted models of numbers only: principal components and cluster centers. `learned` has the supervised ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -21,12 +21,17 @@ _VECTORS = list_of(_NUMBERS, minimum=1)
 
 
 @dataclass(frozen=True)
-class _Fitted(Stored):
+class Fitted(Stored):
     """A model that holds only plain numbers, so models can be compared with ``==``."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _as_tuples(getattr(self, each.name)))
+
+    @classmethod
+    def from_arrays(cls, **values: Any) -> Self:
+        """Return a model of these values, in which arrays become tuples."""
+        return cls(**values)
 
 
 def _as_tuples(value: Any) -> Any:
@@ -37,7 +42,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class PCAModel(_Fitted):
+class PCAModel(Fitted):
     """Principal components of embeddings, fitted by :func:`reduce` and :func:`rgb`.
 
     Attributes
@@ -93,7 +98,7 @@ class PCAModel(_Fitted):
 
 
 @dataclass(frozen=True)
-class Clusters(_Fitted):
+class Clusters(Fitted):
     """Centers of clusters of embeddings, fitted by :func:`cluster`.
 
     Attributes

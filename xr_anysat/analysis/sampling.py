@@ -43,7 +43,7 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
     ndarray
         In the order of the keys: `cells` cells, or all observed cells if there are fewer.
     """
-    chosen = first_cells(emb, partial(_sampling_keys, seed=seed), cells, values=True)
+    chosen = first_cells(emb, partial(_keys_of_block, seed=seed), cells, values=True)
     values: np.ndarray = chosen[3].astype(np.float64)
     return values
 
@@ -138,10 +138,13 @@ def _boxed(cells: tuple[np.ndarray, ...], ndim: int) -> np.ndarray:
     return box
 
 
-def _sampling_keys(block: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, seed: int) -> np.ndarray:
-    """Pseudo-random keys (h, w) uint64 of cells, from row, column and seed."""
-    row = _mixed(rows + _mixed(np.array([seed], np.uint64)))
-    return _mixed(row[:, None] + _mixed(cols))
+def _keys_of_block(block: np.ndarray, rows: np.ndarray, cols: np.ndarray, *, seed: int) -> np.ndarray:
+    return sampling_keys(rows[:, None], cols, seed=seed)
+
+
+def sampling_keys(rows: np.ndarray, cols: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return pseudo-random keys uint64 of cells, from row, column (uint64, which broadcast) and seed."""
+    return _mixed(_mixed(rows + _mixed(np.array([seed], np.uint64))) + _mixed(cols))
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

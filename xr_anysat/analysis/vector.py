@@ -173,8 +173,9 @@ def in_crs_of(geobox: GeoBox, given: GeoSeries, kinds: Sequence[str], what: str)
                 "emb.odc.assign_crs('EPSG:32632')"
             )
         raise OptionError(f"{what} have no CRS: set it, {what}.set_crs('EPSG:4326')")
-    if kinds != POINTS and not valid.is_valid.all():
-        bad = list(valid.index[~valid.is_valid][:3])
+    crossing = ~valid.is_valid & valid.geom_type.isin(POLYGONS)
+    if crossing.any():
+        bad = list(valid.index[crossing][:3])
         raise OptionError(f"{what} cross themselves at index {bad}: repair them, {what}.make_valid()")
     return given if crs is None else given.to_crs(crs.proj)
 
@@ -298,7 +299,7 @@ def check_new_columns(frame: GeoDataFrame, names: list[str], what: str) -> list[
     if taken:
         shown = ", ".join(map(repr, taken[:3])) + (", …" if len(taken) > 3 else "")
         raise OptionError(
-            f"{what} have columns {shown} already: rename or drop them, {what}.drop(columns=[{taken[0]!r}])"
+            f"columns {shown} of {what} are names of results: rename or drop them, {what}.drop(columns=[{taken[0]!r}])"
         )
     return names
 

@@ -18,13 +18,9 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.analysis.cells import observed
-from xr_anysat.analysis.classification import (
-    BLOCKS_ACROSS,
-    MIN_POINTS_PER_CLASS,
-    blocks_of,
-    cross_validate,
-    fit_classifier,
-)
+from xr_anysat.analysis.classification import MIN_SAMPLES_PER_CLASS
+from xr_anysat.analysis.evaluation import BLOCKS_ACROSS, Folds, block_folds, cross_validate
+from xr_anysat.analysis.learners import CLASSIFIERS, probabilities
 from xr_anysat.analysis.sampling import MAX_SEED
 from xr_anysat.analysis.vector import POINTS, POLYGONS, as_geodataframe, cells_at, in_crs_of, vectors
 from xr_anysat.config import MODEL
@@ -162,7 +158,7 @@ def run(
         "norm": NORM, "patch_size": patch_size, "tile": tile, "model": model, "weights": weights,
     }  # fmt: skip
     resolve_device(checked_encoder(EmbedOptions(frames=frames, **how)).device)
-    cells = check_whole_number("cells", cells, MIN_POINTS_PER_CLASS, of="cells per class")
+    cells = check_whole_number("cells", cells, MIN_SAMPLES_PER_CLASS, of="cells per class")
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
     with tempfile.TemporaryDirectory() as folder:
         data, truth = _make_data(Path(folder), size, seed) if cube is None else _read_data(cube, labels)
@@ -212,33 +208,48 @@ def compare(
     there = observed(values.T)
     values, labeled = values[there], labeled[there]
     names, codes, counts = np.unique(labeled["label"].values, return_inverse=True, return_counts=True)
-    small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < MIN_POINTS_PER_CLASS]
+    small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < MIN_SAMPLES_PER_CLASS]
     if len(names) < 2 or small:
         which = f", too few of {', '.join(small)}" if small else ""
         raise CubeError(
             f"{len(labeled)} observed cells of {len(names)} classes{which}: expected at least two classes, and "
-            f"{MIN_POINTS_PER_CLASS} cells of each. Take a larger area or smaller cells (patch_size), or leave such "
+            f"{MIN_SAMPLES_PER_CLASS} cells of each. Take a larger area or smaller cells (patch_size), or leave such "
             "classes out; are the labels inside the cube?"
         )
     x, y = emb["x"].values[labeled["col"]], emb["y"].values[labeled["row"]]
     side = float(max(np.ptp(x) / BLOCKS_ACROSS, np.ptp(y) / BLOCKS_ACROSS, emb.attrs["tile"] * S2.pixel_size))
-    blocks = blocks_of(x, y, side)
-    if len(np.unique(blocks)) < 2:
+    folds = block_folds(x, y, side)
+    if not folds:
         raise CubeError(f"all cells are in one square of {side:g} m: take a larger area")
     mean, deviation = _moments(frames, x, y, float(emb.attrs["patch_size_m"]))
-    rows, folds = [], 0
+    rows = []
     for name, features in (
         ("embedding", values.astype(np.float64)),
         ("frames, mean of the cell", mean),
         ("frames, mean and deviation", np.concatenate([mean, deviation], 1)),
     ):
-        score = cross_validate(partial(fit_classifier, method="linear"), features, codes, blocks)
-        assert score is not None  # since there are two blocks
-        folds, spread = len(score.folds), float(np.std(score.folds))
-        rows.append(Row(name, features.shape[1], score.accuracy, spread, score.f1_macro))
+        rows.append(_score(name, features, codes, folds))
     return tuple(rows), {
-        "cells": len(codes), "classes": len(names), "folds": folds, "block_m": side,
+        "cells": len(codes), "classes": len(names), "folds": len(folds), "block_m": side,
     }  # fmt: skip
+
+
+def _score(name: str, features: np.ndarray, codes: np.ndarray, folds: Folds) -> Row:
+    """Return the scores of a linear classifier of features (n, channels)."""
+    from sklearn.metrics import f1_score
+
+    indicators = np.eye(codes.max() + 1)[codes]
+
+    def fit(numbers: np.ndarray) -> Any:
+        found = CLASSIFIERS["linear"](features[numbers], indicators[numbers], None)
+        return partial(probabilities, found)
+
+    predicted = cross_validate(fit, features, indicators.shape[1], folds).argmax(0)
+    accuracies = [(predicted[test] == codes[test]).mean() for _, _, test in folds]
+    f1 = f1_score(codes, predicted, average="macro", zero_division=0)
+    return Row(
+        name, features.shape[1], float((predicted == codes).mean()), float(np.std(accuracies)), float(f1)
+    )
 
 
 def _moments(

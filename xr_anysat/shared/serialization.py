@@ -261,14 +261,24 @@ class Stored:
             If `text` is something else. The message names the field, what was seen and what was expected.
         """
         try:
-            values = parse_json(text)
-            problem = first_violation(values, cls.RULES)
-            if problem is None and not values.keys() <= cls.RULES.keys():
-                problem = f"unknown {', '.join(map(repr, sorted(values.keys() - cls.RULES.keys())))}"
-            if problem is not None:
-                raise ValueError(problem)
-            return cls(**values)
+            return cls.from_values(parse_json(text))
         except ValueError as error:
             raise OptionError(
                 f"{str(text)[:80]!r} contains no {cls.__name__} ({error}): expected what to_json() returned"
             ) from error
+
+    @classmethod
+    def from_values(cls, values: Any) -> Self:
+        """Check the values of parsed JSON, and return the object that they describe.
+
+        Raises
+        ------
+        ValueError
+            Naming the field, what was seen and what was expected.
+        """
+        problem = first_violation(values, cls.RULES)
+        if problem is None and not values.keys() <= cls.RULES.keys():
+            problem = f"unknown {', '.join(map(repr, sorted(values.keys() - cls.RULES.keys())))}"
+        if problem is not None:
+            raise ValueError(problem)
+        return cls(**values)
