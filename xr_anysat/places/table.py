@@ -160,9 +160,8 @@ def part_table(
         arrays = CODECS["int8"].encode(vectors.T[:, :, None])
         vectors = np.ascontiguousarray(arrays[VALUES][:, :, 0].T)
         columns[SCALE] = pa.array(arrays[SCALE_ARRAY][:, 0], mask=missing)
-    columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(
-        pa.array(vectors.ravel()), kind.list_size, mask=pa.array(missing)
-    )
+    # a missing vector is NaN, not null: pyarrow before 26 cannot read lists of fixed size that are null
+    columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), kind.list_size)
     columns[STATUS] = pa.array(results[STATUS], pa.string())
     columns[MESSAGE] = pa.array(results[MESSAGE], pa.string())
     columns[ROW] = pa.array(results["rows"], pa.int64())
@@ -455,13 +454,12 @@ def _vectors_of(table: pa.Table, channels: int, codec: str | None) -> np.ndarray
     expected = pa.list_(pa.float32() if codec is None else pa.int8(), channels)
     if column.type != expected:
         raise ValueError(f"column {EMBEDDING!r} is {column.type}, expected {expected}")
-    missing = column.is_null().to_numpy(zero_copy_only=False)
-    vectors = np.full((len(column), channels), np.nan, np.float32)
-    values = column.flatten().to_numpy().reshape(-1, channels)
-    if codec is not None:
-        scale = table.column(SCALE).to_numpy().astype(np.float32)[~missing]
-        values = CODECS[codec].decode({VALUES: values.T[:, :, None], SCALE_ARRAY: scale[:, None]})[:, :, 0].T
-    vectors[~missing] = values
+    values: np.ndarray = column.flatten().to_numpy().reshape(len(column), channels)
+    if codec is None:
+        return values.copy()
+    scale = table.column(SCALE).to_numpy().astype(np.float32)  # NaN where it is null
+    decoded = CODECS[codec].decode({VALUES: values.T[:, :, None], SCALE_ARRAY: scale[:, None]})
+    vectors: np.ndarray = decoded[:, :, 0].T
     return vectors
 
 

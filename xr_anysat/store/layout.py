@@ -83,6 +83,9 @@ def prepare_for_store(emb: xr.DataArray) -> xr.DataArray:
         raise CubeError(
             f"(D, y, x) is {emb.shape}: expected at least one cell; the area may be outside of the data"
         )
+    wrong = [name for name in emb.coords if not isinstance(name, str) or "/" in name]
+    if wrong:  # older versions of xarray store them as another path
+        raise ValueError(f"a coordinate has the name {wrong[0]!r}")
     taken = [f"coordinate {name!r}" for name in (VALUES, SCALE) if name in emb.coords]
     taken += [f"attribute {name!r}" for name in CF if name in emb.attrs]
     if taken:
