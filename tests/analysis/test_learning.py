@@ -399,7 +399,7 @@ def test_an_evaluation_is_printed_and_drawn(
     column = {"classify": "kind", "regress": ["height", "age"]}[kind]
     _, model = getattr(emb.anysat, kind)(table, column, block_m=80)
     evaluation = model.evaluation
-    text, html = str(evaluation), evaluation._repr_html_()
+    text, html = repr(evaluation), evaluation._repr_html_()
     for word in ("150 samples in 5 folds", "Learning curve", "Area of applicability", "outside"):
         assert word in text
         assert word in html

@@ -58,7 +58,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     method = (tmp_path / "api" / "xarray.DataArray.anysat.classify.html").read_text()
-    assert "few labeled points" in method
+    assert "Map classes from a few labels" in method
     assert "block_m" in method
     assert all((tmp_path / f"{page}.html").is_file() for page in PAGES)
 
@@ -78,7 +78,8 @@ def test_the_recipes(landscape: dict[str, Any], here: Path) -> None:
     assert (here / "colors.tif").is_file()
     np.testing.assert_array_equal(names["later"], names["image"])
     assert set(names["table"]["status"]) <= {"ok", "outside", "invalid"}
-    assert names["made"].attrs["cv_accuracy"] > 0
+    assert names["classifier"].evaluation.scores()["accuracy"] > 0
+    xarray.testing.assert_identical(names["again"], names["classes"])
     assert names["vector"].shape == (256,)
 
 

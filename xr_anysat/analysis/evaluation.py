@@ -35,7 +35,7 @@ _NUMBERS = list_of(NUMBER)
 _PER_COLUMN = list_of(_NUMBERS, minimum=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Fitted):
     """Predictions for samples that the model was not fitted on, and their scores.
 
@@ -229,7 +229,7 @@ class Evaluation(Fitted):
 
     # ------------------------------------------------------------------ display
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         title, tables = self._tables()
         parts = [f"{name}\n{table.to_string(float_format='{:.3f}'.format)}" for name, table in tables.items()]
         return "\n\n".join([title, *parts])
