@@ -50,7 +50,7 @@ from xr_anysat.places.table import open_table
 from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check, open
-from xr_anysat.store.writing import to_zarr
+from xr_anysat.store.writing import append, to_zarr
 from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ __all__ = [
     "StoreError",
     "WeightsError",
     "WriteError",
+    "append",
     "change",
     "check",
     "classify",

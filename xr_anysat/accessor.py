@@ -28,19 +28,26 @@ from xr_anysat.embedding.plan import plan
 from xr_anysat.embedding.pooling import pool
 from xr_anysat.places.finding import nearest
 from xr_anysat.places.on_cube import embed_at
+from xr_anysat.series import is_series
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check
-from xr_anysat.store.writing import to_zarr
+from xr_anysat.store.writing import append, to_zarr
 from xr_anysat.view.preview import preview
 
 CUBE_METHODS = ("frames", "statistics", "plan", "embed", "embed_at", "preview")
 """Methods that apply to a Sentinel-2 cube."""
 
 EMBEDDING_METHODS = (
-    "pool", "to_zarr", "to_cog", "check", "seam_score", "preview", "reduce", "rgb", "similarity", "change",
+    "pool", "to_zarr", "append", "to_cog", "check", "seam_score", "preview", "reduce", "rgb", "similarity", "change",
     "nearest", "cluster", "sample", "zonal", "classify", "regress", "evaluate",
 )  # fmt: skip
 """Methods that apply to an embedding cube."""
+
+SERIES_METHODS = (
+    "pool", "to_zarr", "append", "check", "reduce", "rgb", "similarity", "change", "cluster", "classify", "regress",
+    "evaluate",
+)  # fmt: skip
+"""Methods that apply to a series of embeddings; the others apply to a step, ``emb.isel(time=0)``."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,8 +73,8 @@ class AnySatAccessor:
     cube, ``.anysat`` shows which kind it is and which methods apply. Nothing lazy is computed.
 
     On a Sentinel-2 cube: `frames`, `statistics`, `plan`, `embed`, `embed_at`. On an embedding cube: `pool`, `to_zarr`,
-    `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `nearest`, `cluster`, `sample`, `zonal`,
-    `classify`, `regress`, `evaluate`. On both: `preview`.
+    `append`, `to_cog`, `check`, `seam_score`, `reduce`, `rgb`, `similarity`, `change`, `nearest`, `cluster`, `sample`,
+    `zonal`, `classify`, `regress`, `evaluate`. On both: `preview`.
     """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
@@ -77,6 +84,8 @@ class AnySatAccessor:
         sizes = ", ".join(f"{dim}: {size:,}" for dim, size in self._obj.sizes.items())
         if self._obj.dims == ("D", "y", "x"):
             return f"Embedding cube ({sizes})\nMethods: {', '.join(EMBEDDING_METHODS)}"
+        if is_series(self._obj):
+            return f"Series of embeddings ({sizes})\nMethods: {', '.join(SERIES_METHODS)}"
         if _is_sentinel2(self._obj):
             return f"Sentinel-2 cube ({sizes})\nMethods: {', '.join(CUBE_METHODS)}"
         return (
@@ -97,6 +106,7 @@ class AnySatAccessor:
     embed_at = _method(embed_at)
     pool = _method(pool)
     to_zarr = _method(to_zarr)
+    append = _method(append)
     to_cog = _method(to_cog)
     check = _method(check)
     seam_score = _method(seam_score)

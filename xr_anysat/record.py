@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -266,6 +266,28 @@ def comparability_of(given: Mapping[Any, Any]) -> dict[str, Any]:
         unknown = {**attrs["config"], **attrs.get("frames", {})}
         record |= {k: v for k, v in unknown.items() if k not in FIELDS and k not in FRAMES_DESCRIPTION}
     return record
+
+
+def merge_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several records have in common; JSON entry by entry.
+
+    Examples
+    --------
+    >>> merge_records([{"tile": 24, "config": '{"a": 1, "b": 1}'}, {"tile": 24, "config": '{"a": 1, "b": 2}'}])
+    {'tile': 24, 'config': '{"a": 1}'}
+    """
+    if not records:
+        return {}
+    common = {}
+    for name, value in records[0].items():
+        others = [record.get(name) for record in records[1:]]
+        if name in ("config", "frames", "source"):
+            parsed = [parse_json(text) for text in (value, *(text for text in others if text is not None))]
+            shared = {k: v for k, v in parsed[0].items() if all(k in p and p[k] == v for p in parsed[1:])}
+            common[name] = json.dumps(shared)
+        elif all(other == value for other in others):
+            common[name] = value
+    return common
 
 
 def _is_newer(attrs: Mapping[Any, Any]) -> bool:

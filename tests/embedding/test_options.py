@@ -33,7 +33,7 @@ def parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 def test_signatures_have_the_declared_options() -> None:
     own = {"calibrate", "codec"}
-    for function, more in ((xr_anysat.embed, set()), (xr_anysat.plan, own)):
+    for function, more in ((xr_anysat.embed, {"by"}), (xr_anysat.plan, own)):
         found = {n: p for n, p in parameters(function).items() if n not in more}
         assert list(found) == list(OPTIONS)
         assert {n: p.default for n, p in found.items()} == {n: f.default for n, f in OPTIONS.items()}
@@ -43,7 +43,7 @@ def test_signatures_have_the_declared_options() -> None:
     hints = get_type_hints(EmbedOptions)
     assert get_type_hints(xr_anysat.embed) == {
         **hints,
-        **{n: get_type_hints(xr_anysat.embed)[n] for n in ("cube", "return")},
+        **{n: get_type_hints(xr_anysat.embed)[n] for n in ("cube", "by", "return")},
     }
     assert {"frames": hints["frames"], **get_type_hints(EmbedKeywords)} == hints
 

@@ -457,7 +457,9 @@ def test_options_are_those_of_embed() -> None:
     cube, *parameters = inspect.signature(xr_anysat.plan).parameters.values()
     of_embed = list(inspect.signature(xr_anysat.embed).parameters.values())
     assert cube == of_embed[0].replace(kind=inspect.Parameter.POSITIONAL_ONLY)
-    assert parameters[:-2] == of_embed[1:]
+    assert parameters[:-2] == [p for p in of_embed[1:] if p.name != "by"]
+    with pytest.raises(OptionError, match=r"plan\(\) of a series: expected one period"):
+        small_cube().anysat.plan(by="year")
     assert {p.name: p.default for p in parameters[-2:]} == {"calibrate": False, "codec": None}
     cube = small_cube()
     with pytest.raises(TypeError, match="unexpected keyword argument 'peroid'"):

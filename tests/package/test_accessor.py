@@ -34,6 +34,7 @@ POSITIONAL = {
     "plan": 1,
     "pool": 1,
     "to_zarr": 2,
+    "append": 1,
     "to_cog": 2,
     "check": 0,
     "preview": 0,
@@ -210,9 +211,9 @@ def test_completion_and_help() -> None:
     found = jedi.Interpreter("cube.anysat.", [{"cube": cube}]).complete()
     assert {c.name for c in found if not c.name.startswith("_")} == set(METHODS)
     (signature,) = jedi.Interpreter("cube.anysat.embed(", [{"cube": cube}]).get_signatures()
-    assert [p.name for p in signature.params][:2] == ["frames", "period"]
+    assert [p.name for p in signature.params][:3] == ["frames", "by", "period"]
     shown = pydoc.plain(pydoc.render_doc(cube.anysat.embed))
-    assert "embed(frames: 'int | None' = 8, *, period:" in shown
+    assert "embed(frames: 'int | None' = 8, *, by:" in shown
     assert "Embed a Sentinel-2 cube with AnySat." in shown
 
 

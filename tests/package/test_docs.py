@@ -84,6 +84,14 @@ def test_the_recipes(landscape: dict[str, Any], here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_years(landscape: dict[str, Any], here: Path) -> None:
+    names = run("years", landscape)
+    assert names["years"].dims == ("time", "D", "y", "x")
+    assert names["moved"].sizes["time"] == 1
+    assert names["image"].dims == ("time", "band", "y", "x")
+
+
+@pytest.mark.slow
 def test_what_is_said_of_reproducibility(landscape: dict[str, Any]) -> None:
     made = landscape["cube"].anysat.embed(8, period="2022", output="local", model="tiny", weights="random")
     names = run("reproducibility", {**landscape, "emb": made})

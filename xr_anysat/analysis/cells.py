@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xr_anysat.series import is_series
 from xr_anysat.shared.graph import RECHUNK
 from xr_anysat.shared.grid import grid_of, with_transform
 from xr_anysat.shared.serialization import json_default
@@ -52,11 +53,13 @@ def map_cells(
 ) -> Any:
     """Apply `function` to each cell: data (rows, y, x), a NumPy array, or a dask array if a cube is lazy.
 
+    Of series (time, D, y, x), the data are (rows, time, y, x).
+
     Parameters
     ----------
     function : callable
         Takes a batch (D, n) float64 of each cube and returns (rows, n), one column per cell.
-    *cubes : DataArray, (D, y, x)
+    *cubes : DataArray, (D, y, x) or (time, D, y, x)
         On one grid.
     rows : int
         Number of results per cell.
@@ -65,6 +68,19 @@ def map_cells(
     missing : scalar
         Result of cells with a missing channel in any cube.
     """
+    if is_series(cubes[0]):
+        steps = range(cubes[0].sizes["time"])
+        made = [
+            map_cells(
+                function, *(cube.isel(time=i) for cube in cubes), rows=rows, dtype=dtype, missing=missing
+            )
+            for i in steps
+        ]
+        if all(isinstance(part, np.ndarray) for part in made):
+            return np.stack(made, axis=1)
+        import dask.array as da
+
+        return da.stack(made, axis=1)
     block = partial(_over_block, rows=rows, dtype=np.dtype(dtype), missing=missing)
     lazy = [cube.data.chunks[1:] for cube in cubes if cube.chunks is not None]
     if not lazy:
@@ -149,13 +165,17 @@ def wrap_on_grid(
 ) -> xr.DataArray:
     """Put `data` (y, x) or (`dim`, y, x) on the grid of an embedding cube, with its CRS and its record.
 
+    Of a series, `data` are (time, y, x) or (`dim`, time, y, x), and the result is (time, y, x) or (time, `dim`, y, x).
+
     The record, all attrs of the embedding, is stored as JSON in the attribute ``embedding``.
     """
     coords = {k: c for k, c in emb.coords.items() if "D" not in c.dims}
-    dims = ("y", "x") if dim is None else (dim, "y", "x")
+    dims = ("time", "y", "x") if is_series(emb) else ("y", "x")
     if labels is not None:
         coords[dim] = (dim, labels)
-    out = xr.DataArray(data, coords, dims, name)
+    out = xr.DataArray(data, coords, dims if dim is None else (dim, *dims), name)
+    if dim is not None and "time" in dims:
+        out = out.transpose("time", dim, "y", "x")
     out = with_transform(
         out, grid_of(out)
     )  # after a selection, spatial_ref still has the transform of the whole cube

@@ -58,6 +58,7 @@ def classify(
     *,
     model: Classifier | None = None,
     method: str = "linear",
+    time: str | None = None,
     groups: str | None = None,
     block_m: float | None = None,
     cells_per_polygon: int = CELLS_PER_POLYGON,
@@ -86,6 +87,9 @@ def classify(
     method : {"linear", "knn"}
         ``"linear"``: logistic regression on standardized channels. ``"knn"``: the five nearest samples by cosine
         similarity vote, each with the weight 1 + cosine.
+    time : str, optional
+        For a series (time, D, y, x): column of `labels` with a year, a date or a period. Each label belongs to the step
+        whose period contains it.
     groups : str, optional
         Column of `labels`, such as a region or a year: each group is a fold. Default: folds are squares on the ground.
     block_m : float, optional
@@ -157,7 +161,7 @@ def classify(
             raise OptionError(
                 "neither labels and column nor model=: expected emb.anysat.classify(points, 'class')"
             )
-        model = _fit(emb, labels, column, method, groups, block_m, cells_per_polygon, seed)
+        model = _fit(emb, labels, column, method, time, groups, block_m, cells_per_polygon, seed)
     else:
         if labels is not None or column is not None:
             raise OptionError(
@@ -172,6 +176,7 @@ def _fit(
     labels: Any,
     column: str,
     method: str,
+    time: str | None,
     groups: str | None,
     block_m: float | None,
     most: int,
@@ -179,7 +184,9 @@ def _fit(
 ) -> Classifier:
     import_optional("sklearn", "classify()")
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
-    samples = labeled_samples(emb, labels, [column], "classify()", cells_per_polygon=most, seed=seed)
+    samples = labeled_samples(
+        emb, labels, [column], "classify()", cells_per_polygon=most, seed=seed, time=time
+    )
     names, codes = _classes(samples.targets[:, 0], column)
     _check_enough(names, codes, column, samples.left_out)
     warn_of_left_out(samples, len(labels))
@@ -315,7 +322,8 @@ def _codes(pair: Any, minimum: float, kind: type[np.unsignedinteger[Any]]) -> An
         return np.where(pair[1] >= np.float32(minimum), np.nan_to_num(pair[0], nan=-1) + 1, MISSING).astype(
             kind
         )
-    return pair.map_blocks(_codes, minimum, kind, dtype=kind, drop_axis=0, meta=np.empty((0, 0), kind))
+    meta = np.empty((0,) * (pair.ndim - 1), kind)
+    return pair.map_blocks(_codes, minimum, kind, dtype=kind, drop_axis=0, meta=meta)
 
 
 def _predict_class(batch: np.ndarray, *, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -12,7 +12,8 @@ from xr_anysat.analysis.fitted import Clusters, check_model, sample_for_fit
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
-from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.series import check_embeddings
+from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.values import check_whole_number
 
 MISSING = -1
@@ -66,7 +67,7 @@ def cluster(
     >>> labels.values, model.shares
     (array([[ 0,  1,  0,  0, -1]], dtype=int16), (0.75, 0.25))
     """
-    check_embedding(emb, "cluster(8)")
+    check_embeddings(emb, "cluster(8)")
     if model is None:
         if k is None:
             raise OptionError("neither k= nor model=: expected a number of clusters, emb.anysat.cluster(8)")

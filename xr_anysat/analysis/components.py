@@ -17,7 +17,8 @@ from xr_anysat.analysis.fitted import PCAModel, check_model, sample_for_fit
 from xr_anysat.analysis.sampling import CELLS
 from xr_anysat.errors import OptionError
 from xr_anysat.record import comparability_record
-from xr_anysat.shared.checks import check_embedding, import_optional
+from xr_anysat.series import check_embeddings
+from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.values import check_whole_number
 
 PERCENTILES = (2.0, 98.0)
@@ -87,7 +88,7 @@ def reduce(
     >>> again.equals(reduced)
     True
     """
-    check_embedding(emb, "reduce(3)")
+    check_embeddings(emb, "reduce(3)")
     if model is None:
         if k is None:
             raise OptionError("neither k= nor model=: expected a number of components, emb.anysat.reduce(3)")
@@ -136,7 +137,7 @@ def rgb(
     >>> image.dims, image.dtype, image[:, 0, 0].values, image[3, 0, 1].item()
     (('band', 'y', 'x'), dtype('uint8'), array([0, 0, 0, 0], dtype=uint8), 255)
     """
-    check_embedding(emb, "rgb()")
+    check_embeddings(emb, "rgb()")
     if model is None:
         model = _fit_pca(emb, 3, cells, seed, "rgb()")
     else:

@@ -64,6 +64,7 @@ def regress(
     method: str = "ridge",
     weights: str | None = None,
     level: float = 0.9,
+    time: str | None = None,
     groups: str | None = None,
     block_m: float | None = None,
     cells_per_polygon: int = CELLS_PER_POLYGON,
@@ -92,7 +93,7 @@ def regress(
         Column of `labels` with the weight of each label in the fit and in the scores, for ``"ridge"``.
     level : float
         Share of values that prediction intervals are to cover.
-    groups, block_m, cells_per_polygon, seed
+    time, groups, block_m, cells_per_polygon, seed
         As in :func:`classify`.
 
     Returns
@@ -145,7 +146,7 @@ def regress(
             )
         names = [columns] if isinstance(columns, str) else list(columns)
         model = _fit(
-            emb, labels, names, method, weights, float(level), groups, block_m, cells_per_polygon, seed
+            emb, labels, names, method, weights, float(level), time, groups, block_m, cells_per_polygon, seed
         )
     else:
         if labels is not None or columns is not None:
@@ -163,6 +164,7 @@ def _fit(
     method: str,
     weights: str | None,
     level: float,
+    time: str | None,
     groups: str | None,
     block_m: float | None,
     most: int,
@@ -171,7 +173,7 @@ def _fit(
     import_optional("sklearn", "regress()")
     seed = check_whole_number("seed", seed, 0, MAX_SEED)
     check_value_columns(labels, columns, "regress()")
-    samples = labeled_samples(emb, labels, columns, "regress()", cells_per_polygon=most, seed=seed)
+    samples = labeled_samples(emb, labels, columns, "regress()", cells_per_polygon=most, seed=seed, time=time)
     targets = samples.targets.astype(float)
     used = len(np.unique(samples.row))
     if used < MIN_LABELS:

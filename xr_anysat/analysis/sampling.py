@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.analysis.cells import observed
+from xr_anysat.series import is_series
 from xr_anysat.shared.graph import RECHUNK
 
 CELLS = 10_000
@@ -33,7 +34,8 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
 
     Parameters
     ----------
-    emb : DataArray, (D, y, x)
+    emb : DataArray, (D, y, x) or (time, D, y, x)
+        The rows of the steps of a series are numbered one after the other.
     cells : int
         Maximum number of cells.
     seed : int
@@ -43,6 +45,8 @@ def sample_cells(emb: xr.DataArray, cells: int, seed: int) -> np.ndarray:
     ndarray
         In the order of the keys: `cells` cells, or all observed cells if there are fewer.
     """
+    if is_series(emb):
+        emb = xr.concat([emb.isel(time=i, drop=True) for i in range(emb.sizes["time"])], "y")
     chosen = first_cells(emb, partial(_keys_of_block, seed=seed), cells, values=True)
     values: np.ndarray = chosen[3].astype(np.float64)
     return values

@@ -34,6 +34,7 @@ def evaluate(
     labels: GeoDataFrame,
     model: Classifier | Regressor,
     *,
+    time: str | None = None,
     cells_per_polygon: int = CELLS_PER_POLYGON,
     seed: int = 0,
 ) -> Evaluation:
@@ -50,7 +51,7 @@ def evaluate(
         Points, polygons or a table of embeddings, with the columns of the model; see :func:`classify`.
     model : Classifier or Regressor
         Result of :func:`classify` or :func:`regress`.
-    cells_per_polygon, seed : int
+    time, cells_per_polygon, seed
         As in :func:`classify`.
 
     Returns
@@ -83,7 +84,9 @@ def evaluate(
     columns = list(model.columns) if isinstance(model, Regressor) else [model.column]
     if isinstance(model, Regressor):
         check_value_columns(labels, columns, CALL)
-    samples = labeled_samples(emb, labels, columns, CALL, cells_per_polygon=cells_per_polygon, seed=seed)
+    samples = labeled_samples(
+        emb, labels, columns, CALL, cells_per_polygon=cells_per_polygon, seed=seed, time=time
+    )
     if not len(samples.values):
         raise OptionError(
             f"{CALL}: none of {len(labels)} labels can be used: expected labels with a value, on observed cells of the "

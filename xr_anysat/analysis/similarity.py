@@ -12,6 +12,7 @@ from xr_anysat.analysis.cells import map_cells, padded_matmul, wrap_on_grid
 from xr_anysat.analysis.vector import mean_embedding
 from xr_anysat.errors import OptionError
 from xr_anysat.record import check_comparable, comparability_record
+from xr_anysat.series import check_embeddings, is_series, periods_of
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import check_same_grid
 from xr_anysat.shared.serialization import TEXT, read_value
@@ -22,8 +23,8 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
 
     Parameters
     ----------
-    emb : DataArray, (D, y, x)
-        Output of :func:`xr_anysat.embed`.
+    emb : DataArray, (D, y, x) or (time, D, y, x)
+        Output of :func:`xr_anysat.embed`. In a series, `to` is a vector, such as that of a place in one step.
     to : (x, y), shapely geometry, GeoSeries, GeoDataFrame, or (D,) array
         The reference. One of:
 
@@ -57,15 +58,17 @@ def similarity(emb: xr.DataArray, to: Any) -> xr.DataArray:
     >>> emb.anysat.similarity(np.array([2.0, 0.0])).values
     array([[1. , 0.6, 0. ]], dtype=float32)
     """
-    check_embedding(emb, "similarity((x, y))")
+    check_embeddings(emb, "similarity((x, y))")
     vector, description = _reference(emb, to)
     cosines = map_cells(partial(_cosine, vector=vector), emb, rows=1, dtype=np.float32, missing=np.nan)
     attrs = {"long_name": "cosine similarity", "units": "1", "to": description}
     return wrap_on_grid(emb, cosines[0], "similarity", attrs)
 
 
-def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+def change(emb: xr.DataArray, other: xr.DataArray | None = None) -> xr.DataArray:
     """Cosine change between two periods: 1 minus the cosine similarity of the embeddings of each cell.
+
+    Without `other`, the change of a series from each step to the next.
 
     The cubes must have the same grid, weights and settings; only the period may differ. Cubes with
     ``norm="per_tile_zscore"`` are refused, because each was normalized by its own statistics. Use
@@ -74,12 +77,14 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     emb, other : DataArray, (D, y, x)
-        Outputs of :func:`xr_anysat.embed` for two periods.
+        Outputs of :func:`xr_anysat.embed` for two periods. Or `emb` is a series (time, D, y, x) of at least two steps,
+        without `other`.
 
     Returns
     -------
-    DataArray, (y, x) float32
-        From 0 (same direction) to 2; NaN where either cube has no observations. Lazy if either cube is.
+    DataArray, (y, x) float32, or (time, y, x) of a series
+        From 0 (same direction) to 2; NaN where either cube has no observations. Lazy if either cube is. ``time`` is
+        that of the later step.
 
     Raises
     ------
@@ -97,8 +102,11 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     >>> before.anysat.change(after).values
     array([[0., 1.]], dtype=float32)
     """
+    if is_series(emb):
+        return _change_of_series(emb, other)
     for each in (emb, other):
         check_embedding(each, "change(other)")
+    assert other is not None
     check_same_grid(emb, other, "change()")
     own, others = (
         {**comparability_record(each), "anchor": read_value(each.attrs.get("anchor"), TEXT)}
@@ -116,8 +124,29 @@ def change(emb: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     return wrap_on_grid(emb, distance[0], "change", attrs)
 
 
+def _change_of_series(emb: xr.DataArray, other: Any) -> xr.DataArray:
+    if other is not None or emb.sizes["time"] < 2:
+        raise OptionError(
+            f"change() of a series of {emb.sizes['time']} steps{'' if other is None else ' and another cube'}: "
+            "expected at least two steps, and no other cube; select steps to compare them with another cube, "
+            "emb.isel(time=0).anysat.change(other)"
+        )
+    periods = periods_of(emb)
+    later = emb.isel(time=slice(1, None))
+    distance = map_cells(
+        _cosine_change, emb.isel(time=slice(None, -1)), later, rows=1, dtype=np.float32, missing=np.nan
+    )
+    attrs = {"long_name": "cosine change from the step before", "units": "1", "periods": periods}
+    return wrap_on_grid(later, distance[0], "change", attrs)
+
+
 def _reference(emb: xr.DataArray, to: Any) -> tuple[np.ndarray, str]:
     """The vector (D,) float64 that cells are compared with, and its description."""
+    if is_series(emb) and (isinstance(to, tuple) or hasattr(to, "geom_type")):
+        raise OptionError(
+            f"to={str(to)[:60]!r} in a series: expected a vector, such as that of the place in one step, "
+            "emb.isel(time=0).sel(x=x, y=y, method='nearest').values"
+        )
     if isinstance(to, tuple) and len(to) == 2:
         to = import_optional("shapely", "similarity()").Point(to)
     if hasattr(to, "geom_type"):  # both of shapely and of geopandas

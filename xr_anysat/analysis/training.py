@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xr_anysat.analysis.cells import observed
@@ -26,13 +28,14 @@ from xr_anysat.analysis.vector import (
     vectors,
 )
 from xr_anysat.analysis.zones import BLOCK, blocks_met, cell_shares, in_grid_units
+from xr_anysat.cube.periods import parse_period
 from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.record import check_comparable, comparability_of, comparability_record, read_record
-from xr_anysat.shared.checks import check_embedding
+from xr_anysat.series import check_embeddings, is_series, periods_of
 from xr_anysat.shared.grid import require_grid
 from xr_anysat.shared.sensor import S2
 from xr_anysat.shared.serialization import parse_json
-from xr_anysat.shared.values import check_whole_number
+from xr_anysat.shared.values import check_whole_number, is_number
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -88,7 +91,7 @@ def check_input(emb: Any, call: str) -> None:
         If it is a table without vectors.
     """
     if not is_table(emb):
-        check_embedding(emb, call)
+        check_embeddings(emb, call)
         return
     table = as_geodataframe(emb, "the table", call)
     if EMBEDDING not in table.columns:
@@ -144,14 +147,21 @@ def check_columns(frame: GeoDataFrame, columns: Sequence[Any], name: str) -> Non
 
 
 def labeled_samples(
-    emb: Any, labels: Any, columns: Sequence[str], call: str, *, cells_per_polygon: int, seed: int
+    emb: Any,
+    labels: Any,
+    columns: Sequence[str],
+    call: str,
+    *,
+    cells_per_polygon: int,
+    seed: int,
+    time: str | None = None,
 ) -> Samples:
     """Return the samples of all rows of labels that have one.
 
     Parameters
     ----------
     emb : DataArray or GeoDataFrame
-        A cube (D, y, x), or a table of embeddings.
+        A cube (D, y, x), a series (time, D, y, x), or a table of embeddings.
     labels : GeoDataFrame
         Points and polygons in any CRS; or a table of embeddings, whose vectors are used.
     columns : sequence of str
@@ -162,6 +172,8 @@ def labeled_samples(
         Maximum number of cells of a polygon.
     seed : int
         Selects them.
+    time : str, optional
+        Column with the time of each label, for a series.
 
     Raises
     ------
@@ -174,6 +186,11 @@ def labeled_samples(
     check_columns(frame, columns, "column")
     cells_per_polygon = check_whole_number("cells_per_polygon", cells_per_polygon)
     known = frame[list(columns)].notna().all(axis=1).values
+    if time is not None and (not is_series(emb) or EMBEDDING in frame.columns):
+        raise OptionError(
+            f"{time=} with {'labels that have vectors' if is_series(emb) else 'one period'}: expected it only for "
+            "points or polygons in a series (time, D, y, x); leave it out"
+        )
     if EMBEDDING in frame.columns:
         check_comparable(record_of(emb), record_of(frame), call, "in the table of labels")
         values, row = _of_table(frame, emb, known)
@@ -182,6 +199,8 @@ def labeled_samples(
             f"{call} of a table with labels that have no column {EMBEDDING!r}: expected labels with vectors, the "
             "result of xr_anysat.embed_places or cube.anysat.embed_at with the same options"
         )
+    elif is_series(emb):
+        values, row = _of_series(emb, frame, known, call, time, cells_per_polygon, seed)
     else:
         values, row = _of_cube(emb, frame, known, call, cells_per_polygon, seed)
     values = values.astype(np.float32).astype(np.float64)
@@ -258,6 +277,44 @@ def _of_cube(
     return values[seen], owner[seen]
 
 
+def _of_series(
+    emb: xr.DataArray,
+    frame: GeoDataFrame,
+    known: np.ndarray,
+    call: str,
+    time: str | None,
+    most: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of each step: the labels whose time is in its period."""
+    if time is None:
+        raise OptionError(
+            f"{call} of a series with labels: expected the column with their time, a year, a date or a period, as in "
+            "time='year'"
+        )
+    check_columns(frame, [time], "time")
+    spans = [_span(value, time) for value in frame[time]]
+    found = []
+    for i, period in enumerate(periods_of(emb)):
+        limits = parse_period(period)
+        assert limits is not None
+        within = [span is not None and limits[0] <= span[0] and span[1] <= limits[1] for span in spans]
+        found.append(_of_cube(emb.isel(time=i), frame, known & within, call, most, seed))
+    values, row = (np.concatenate(each) for each in zip(*found, strict=True))
+    return values, row
+
+
+def _span(value: Any, column: str) -> tuple[pd.Timestamp, pd.Timestamp] | None:
+    """Return the first day of a label's time and the day after its last; None if it has none."""
+    if pd.isna(value):
+        return None
+    if isinstance(value, date | np.datetime64):
+        day = pd.Timestamp(value).normalize()
+        return day, day + pd.Timedelta(days=1)
+    whole = is_number(value) and value == int(value)
+    return parse_period(str(int(value)) if whole else value, f"{column} of a label")
+
+
 def _whole_cells(
     places: Sequence[Any], emb: xr.DataArray, most: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -288,7 +345,7 @@ def _centers(emb: Any, frame: GeoDataFrame, call: str) -> tuple[np.ndarray, np.n
             raise OptionError("labels have no CRS: set it, labels.set_crs('EPSG:4326')")
         places = places.to_crs(GLOBAL_CRS)
     else:
-        geobox = require_grid(emb, call)
+        geobox = require_grid(emb.isel(time=0) if is_series(emb) else emb, call)
         places = in_crs_of(geobox, places, (*POINTS, *POLYGONS), "labels")
     centers = shapely.centroid(np.asarray(places.values))
     return shapely.get_x(centers), shapely.get_y(centers)

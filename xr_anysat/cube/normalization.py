@@ -108,6 +108,29 @@ class Statistics(Stored):
             raise OptionError(f"std={self.std}: expected standard deviations of 0 or more")
         object.__setattr__(self, "count", check_whole_number("count", self.count, 0))
 
+    @classmethod
+    def of(cls, emb: xr.DataArray) -> Statistics:
+        """Return the statistics that an embedding records, to embed another area or year with them.
+
+        Parameters
+        ----------
+        emb : DataArray
+            Embedding with ``norm_mean`` and ``norm_std`` in its attributes: that of a cube that was not lazy, one with
+            known statistics such as ``norm="pastis"``, or any that was stored.
+
+        Raises
+        ------
+        CubeError
+            If it records none.
+        """
+        missing = [name for name in ("norm_mean", "norm_std") if name not in emb.attrs]
+        if missing:
+            raise CubeError(
+                f"an embedding without {missing[0]!r} in its attributes records no statistics: store it first, "
+                "emb.anysat.to_zarr('area.zarr'), or compute them, cube.anysat.statistics(8)"
+            )
+        return cls(tuple(emb.attrs["norm_mean"]), tuple(emb.attrs["norm_std"]))
+
     def array(self) -> np.ndarray:
         """Return the means and the standard deviations, (2, 10) float64."""
         return np.array([self.mean, self.std])
@@ -370,14 +393,15 @@ def _block_moments(values: np.ndarray, check: bool, offset_decided: bool) -> np.
     return moments(values)[None, None, None]
 
 
-def tile_statistics(data: Any) -> Any:
-    """Return mean and standard deviation (2, 10) of frames; lazy if `data` is."""
-    parts = lazy_moments(data)
-    if isinstance(parts, np.ndarray):
-        return mean_and_std(parts)
+def tile_statistics(*data: Any) -> Any:
+    """Return mean and standard deviation (2, 10) of all frames in arrays (T, 10, y, x); lazy if they are."""
+    moments_of_each = [lazy_moments(each) for each in data]
+    if isinstance(moments_of_each[0], np.ndarray):
+        return mean_and_std(np.concatenate(moments_of_each))
     import dask.array as da
     from dask.base import tokenize
 
+    parts = moments_of_each[0] if len(data) == 1 else da.concatenate(moments_of_each)
     while len(parts) > MAX_MERGED_PARTS:
         parts = da.map_blocks(
             _merge_block, parts.rechunk({0: MAX_MERGED_PARTS}), chunks=(1, *parts.shape[1:]),

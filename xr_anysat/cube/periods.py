@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,3 +93,71 @@ def day_of_year(dates: Sequence[pd.Timestamp], base: int) -> np.ndarray:
     """Return days of the year (n,) int64. With base 0 the last day of a leap year is 364, as in upstream."""
     days = np.array([d.day_of_year - 1 for d in dates], np.int64)
     return days + 1 if base else np.minimum(days, 364)
+
+
+CALENDAR = {"year": "YS", "season": "QS-DEC", "quarter": "QS", "month": "MS"}
+"""Units of the calendar that `split_period` knows, with the offset of pandas to their next first day.
+
+Seasons are those of meteorology: December to February, March to May, and so on.
+"""
+
+
+def split_period(by: Any, cube: xr.DataArray, period: Period) -> list[str]:
+    """Return the periods of the steps of a series, as ``"2022-01-01/2023-01-01"``.
+
+    Parameters
+    ----------
+    by : str or sequence
+        A key of :data:`CALENDAR`, or a list of periods in the order of their first days.
+    cube : DataArray, (time, …)
+        Its times and its recorded period.
+    period : Period
+        What to split into units of the calendar; None: the recorded period, else the units that have acquisitions.
+
+    Raises
+    ------
+    OptionError
+        If `by` is something else, units of the calendar are cut by the ends of the period, or a list is combined with
+        `period`.
+    """
+    known = ", ".join(map(repr, CALENDAR))
+    if isinstance(by, str):
+        if by not in CALENDAR:
+            raise OptionError(
+                f"by={by!r}: expected one of {known}, or a list of periods, by=['2021', '2022']"
+            )
+        return _calendar_units(by, cube, period)
+    if period is not None:
+        raise OptionError(f"{period=} with a list of periods, by={by!r}: pass one of them")
+    if not isinstance(by, Sequence) or not by:
+        raise OptionError(f"by={by!r}: expected one of {known}, or a list of periods, by=['2021', '2022']")
+    spans = [parse_period(each, "by") for each in by]
+    if None in spans:
+        raise OptionError(f"by={by!r}: expected periods, not None")
+    starts = [span[0] for span in spans if span is not None]
+    if any(b <= a for a, b in pairwise(starts)):
+        raise OptionError(f"by={by!r}: expected periods in the order of their first days, each once")
+    return [_text(*span) for span in spans if span is not None]
+
+
+def _calendar_units(by: str, cube: xr.DataArray, period: Period) -> list[str]:
+    times = pd.DatetimeIndex(cube["time"].values)
+    given = parse_period(period) or parse_period(recorded_period(cube))
+    first, end = given or (times.min().normalize(), times.max().normalize() + pd.Timedelta(days=1))
+    offset = pd.tseries.frequencies.to_offset(CALENDAR[by])
+    starts = [offset.rollback(first)]
+    while starts[-1] < end:
+        starts.append(starts[-1] + offset)
+    units = list(pairwise(starts))
+    cut = [_text(*unit) for unit in units if unit[0] < first or unit[1] > end]
+    if given is not None and cut:
+        clipped = [_text(max(a, first), min(b, end)) for a, b in units]
+        raise OptionError(
+            f"by={by!r}: the period {_text(first, end)} contains only a part of {' and '.join(cut)}. Load whole units, "
+            f"pass a period= of whole units, or the periods themselves, by={clipped}"
+        )
+    return [_text(*unit) for unit in units]
+
+
+def _text(start: pd.Timestamp, end: pd.Timestamp) -> str:
+    return f"{start.date()}/{end.date()}"

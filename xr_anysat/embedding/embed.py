@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xr_anysat.config import DEVICE, FRAMES, MODEL, NORM, PRECISION, TILE
 from xr_anysat.cube.frames_record import frames_record
 from xr_anysat.cube.normalization import STATISTICS, Statistics, tile_statistics
-from xr_anysat.cube.periods import Period
+from xr_anysat.cube.periods import Period, split_period
 from xr_anysat.cube.reading import read_cube
 from xr_anysat.embedding.blocks import encode_windows, warn_if_empty
 from xr_anysat.embedding.lattice import Squares
@@ -19,8 +21,9 @@ from xr_anysat.embedding.options import EmbedOptions, ResolvedOptions, resolve_o
 from xr_anysat.embedding.output_grid import resize_frames
 from xr_anysat.embedding.overlap import encode_overlapping
 from xr_anysat.embedding.pooling import pool_cells
-from xr_anysat.errors import warn
+from xr_anysat.errors import CubeError, OptionError, warn
 from xr_anysat.record import embedding_attrs
+from xr_anysat.series import join
 from xr_anysat.shared.graph import Companion, read_again
 
 
@@ -28,6 +31,7 @@ def embed(
     cube: xr.DataArray | xr.Dataset,
     frames: int | None = FRAMES,
     *,
+    by: str | Sequence[Any] | None = None,
     period: Period = None,
     reduce: str = "median",
     empty: str = "drop",
@@ -65,6 +69,10 @@ def embed(
     frames : int or None, default 8
         Number of bins of the period, each composed to one frame. None: every acquisition, or every
         frame of :func:`xr_anysat.frames`, is a frame with its own date.
+    by : {"year", "season", "quarter", "month"} or list of periods, optional
+        Embed each unit of the calendar in `period`, or each period of the list, for itself. Each step equals the
+        embedding of its period alone, and has `frames` frames. All steps have the same statistics: with
+        ``"per_tile_zscore"``, those of the frames of all steps.
     period, reduce, empty, doy, doy_base, fill_value
         See :func:`xr_anysat.frames`.
     bands, nodata
@@ -114,11 +122,12 @@ def embed(
 
     Returns
     -------
-    DataArray, (D, y, x) float32, or (D,) with `pool`
+    DataArray, (D, y, x) float32, or (D,) with `pool`; (time, D, y, x) or (time, D) with `by`
         Lazy if `cube` is. D is 768 for ``base`` (twice that for ``dense``). ``y`` and ``x`` are the
         centers of the cells; the CRS and the scalar coords of the cube are kept. ``attrs`` contain
         everything that is needed to compute it again:
-        ``embed(cube, **json.loads(emb.attrs["config"]))``.
+        ``embed(cube, **json.loads(emb.attrs["config"]))``. With `by`, ``time`` has the first day of each step, and
+        ``period`` its period.
 
     Raises
     ------
@@ -156,7 +165,7 @@ def embed(
         warn(f"{warning}. cube.anysat.plan(...) reports time and memory")
 
     # Everything above used only metadata; NumPy cubes are read from here on
-    emb = embed_resolved(cube, resolved)
+    emb = embed_resolved(cube, resolved) if by is None else _embed_series(cube, resolved, by)
     warn_if_empty(emb.data)
     return emb if pool is None else pool_cells(emb, pool)
 
@@ -169,20 +178,72 @@ def embed_resolved(
 ) -> xr.DataArray:
     """Embed a cube with resolved options, (D, y, x) float32; with `squares`, only these, and NaN elsewhere."""
     composed = resolved.compose(resolved.canonical)
+    stats = None if resolved.statistics is None else resolved.statistics.array()
+    if resolved.settings.norm == "per_tile_zscore":
+        stats = _statistics(cube, [resolved], [_pixels(composed, resolved)])
+    return _embed_composed(composed, resolved, stats, squares, min_blocks)
+
+
+def _embed_series(
+    cube: xr.DataArray | xr.Dataset, resolved: ResolvedOptions, by: str | Sequence[Any]
+) -> xr.DataArray:
+    """Embed each period of a series with the same statistics, (time, D, y, x) float32."""
+    if resolved.composed:
+        raise OptionError(
+            f"{by=} of composed frames: expected the acquisitions; call embed(by=...) on the cube, without frames()"
+        )
+    periods = split_period(by, resolved.canonical.array, resolved.compositing.period)
+    days = pd.DatetimeIndex(resolved.canonical.array["time"].values)
+    observed = [p for p in periods if ((days >= p[:10]) & (days < p[11:])).any()]
+    if observed != periods:
+        raise CubeError(
+            f"no acquisition in {', '.join(p for p in periods if p not in observed)}: load them, or pass the other "
+            f"periods, by={observed}"
+        )
+    each = [replace(resolved, compositing=replace(resolved.compositing, period=p)) for p in periods]
+    composed = [one.compose(one.canonical) for one in each]
+    stats = None if resolved.statistics is None else resolved.statistics.array()
+    if resolved.settings.norm == "per_tile_zscore":
+        stats = _statistics(cube, each, [_pixels(c, resolved) for c in composed])
+        if isinstance(stats, np.ndarray) and np.isfinite(stats).all():
+            known = Statistics(tuple(stats[0]), tuple(stats[1]))
+            each = [one.with_statistics(known) for one in each]
+    series = join([_embed_composed(c, one, stats) for c, one in zip(composed, each, strict=True)], periods)
+    if "norm_statistics" in series.attrs:
+        series.attrs["norm_statistics"] = (
+            "of the frames of all steps, computed with them; to_zarr records them"
+        )
+    return series
+
+
+def _pixels(composed: xr.DataArray, resolved: ResolvedOptions) -> Any:
+    """Return the values of frames on the grid of windows."""
+    return composed.data if resolved.resize is None else resize_frames(composed.data, resolved.resize)
+
+
+def _statistics(
+    cube: xr.DataArray | xr.Dataset, each: Sequence[ResolvedOptions], pixels: Sequence[Any]
+) -> Any:
+    """Return mean and standard deviation (2, 10) of the frames of all periods; lazy if they are."""
+    if not isinstance(pixels[0], np.ndarray) and each[0].needs_second_pass(sum(p.nbytes for p in pixels)):
+        options = each[0].config
+        again = read_cube(read_again(cube), bands=options["bands"], nodata=options["nodata"])
+        pixels = [one.compose(again).data for one in each]
+    return tile_statistics(*pixels)
+
+
+def _embed_composed(
+    composed: xr.DataArray,
+    resolved: ResolvedOptions,
+    stats: Any,
+    squares: Squares | None = None,
+    min_blocks: int | None = None,
+) -> xr.DataArray:
+    """Embed frames with resolved options and statistics, (D, y, x) float32."""
     record = frames_record(composed)
     settings = resolved.with_days(composed)
-    data = composed.data if resolved.resize is None else resize_frames(composed.data, resolved.resize)
+    data = _pixels(composed, resolved)
     lazy = not isinstance(data, np.ndarray)
-    stats = None if resolved.statistics is None else resolved.statistics.array()
-    if settings.norm == "per_tile_zscore":
-        if lazy and resolved.needs_second_pass(data.nbytes):
-            options = resolved.config
-            second = resolved.compose(
-                read_cube(read_again(cube), bands=options["bands"], nodata=options["nodata"])
-            )
-            stats = tile_statistics(second.data)
-        else:
-            stats = tile_statistics(data)
     encode = encode_overlapping if settings.overlap else encode_windows
     encoded = encode(data, stats, resolved.rows, resolved.cols, settings, squares, min_blocks)
 

@@ -201,6 +201,12 @@ class ResolvedOptions:
         doy = tuple(int(d) for d in composed["doy"].values)
         return replace(self.settings, doy=doy, offset_decided="items" in composed.attrs)
 
+    def with_statistics(self, statistics: Statistics) -> ResolvedOptions:
+        """Return these options with statistics that are known now."""
+        settings = replace(self.settings, norm="statistics")
+        config = {**self.config, "norm": asdict(statistics)}
+        return replace(self, statistics=statistics, settings=settings, config=config)
+
     def needs_second_pass(self, frames_bytes: int) -> bool:
         """Whether lazy frames of this size are composed twice: for the statistics, and for the embeddings."""
         return self.settings.norm == "per_tile_zscore" and frames_bytes > MAX_SHARED_FRAME_BYTES

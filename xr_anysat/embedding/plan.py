@@ -41,6 +41,7 @@ from xr_anysat.embedding.workload import (
     total_multiply_adds,
     window_shapes,
 )
+from xr_anysat.errors import OptionError
 from xr_anysat.model.cost import PARAMETERS, working_bytes
 from xr_anysat.model.weights import device_of, encoder_spec
 from xr_anysat.shared.grid import crs_title
@@ -102,6 +103,10 @@ def plan(
     >>> p.why[0]
     '5 × 5 windows per block: the most that leave at least 64 blocks'
     """
+    if "by" in options:
+        raise OptionError(
+            "plan() of a series: expected one period, cube.anysat.plan(period='2022'); a series takes as much per step"
+        )
     requested = EmbedOptions(frames, **options)
     check_codec(codec, np.float32)
     resolved, lazy = resolve_options(_without_pixels(cube), requested), _is_lazy(cube)
@@ -186,7 +191,7 @@ _own = inspect.signature(plan)
 plan.__signature__ = _own.replace(  # type: ignore[attr-defined]
     parameters=[
         _cube.replace(kind=inspect.Parameter.POSITIONAL_ONLY),
-        *_options,
+        *(p for p in _options if p.name != "by"),
         _own.parameters["calibrate"],
         _own.parameters["codec"],
     ]

@@ -36,7 +36,6 @@ from xr_anysat.places.table import (
     ROW,
     TABLE_VERSION,
     Results,
-    merge_records,
     part_name,
     part_table,
     read_manifest,
@@ -45,7 +44,7 @@ from xr_anysat.places.table import (
     table_schema,
     write_part,
 )
-from xr_anysat.record import differences, shorten, weights_identity
+from xr_anysat.record import differences, merge_records, shorten, weights_identity
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.serialization import json_default
 from xr_anysat.shared.values import check_choice, check_whole_number

@@ -125,7 +125,7 @@ _cube, *_options = inspect.signature(embed).parameters.values()
 _own = inspect.signature(embed_at)
 
 embed_at.__signature__ = _own.replace(  # type: ignore[attr-defined]
-    parameters=[_cube, _own.parameters["places"], *(p for p in _options if p.name != "pool")]
+    parameters=[_cube, _own.parameters["places"], *(p for p in _options if p.name not in ("by", "pool"))]
 )
 
 

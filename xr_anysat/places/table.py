@@ -18,7 +18,7 @@ import pandas as pd
 from xr_anysat.analysis.vector import STATUS
 from xr_anysat.errors import OptionError, StoreError, warn
 from xr_anysat.places.on_cube import EMBEDDING
-from xr_anysat.record import read_record
+from xr_anysat.record import merge_records, read_record
 from xr_anysat.shared.checks import import_optional
 from xr_anysat.shared.serialization import (
     OBJECT,
@@ -461,25 +461,3 @@ def _vectors_of(table: pa.Table, channels: int, codec: str | None) -> np.ndarray
     decoded = CODECS[codec].decode({VALUES: values.T[:, :, None], SCALE_ARRAY: scale[:, None]})
     vectors: np.ndarray = decoded[:, :, 0].T
     return vectors
-
-
-def merge_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the records of several groups have in common.
-
-    Examples
-    --------
-    >>> merge_records([{"tile": 24, "config": '{"a": 1, "b": 1}'}, {"tile": 24, "config": '{"a": 1, "b": 2}'}])
-    {'tile': 24, 'config': '{"a": 1}'}
-    """
-    if not records:
-        return {}
-    common = {}
-    for name, value in records[0].items():
-        others = [record.get(name) for record in records[1:]]
-        if name in ("config", "frames", "source"):
-            parsed = [parse_json(text) for text in (value, *(text for text in others if text is not None))]
-            shared = {k: v for k, v in parsed[0].items() if all(k in p and p[k] == v for p in parsed[1:])}
-            common[name] = json.dumps(shared)
-        elif all(other == value for other in others):
-            common[name] = value
-    return common

@@ -88,6 +88,10 @@ def check_embedding(emb: Any, call: str) -> None:
                     f"emb.reset_coords({dim!r}, drop=True)"
                 )
         return
+    if isinstance(emb, xr.DataArray) and dims == ("time", "D", "y", "x"):
+        raise CubeTypeError(
+            f"a series (time, D, y, x): expected one step of it, emb.isel(time=0).anysat.{call}"
+        )
     if isinstance(emb, xr.DataArray) and set(dims) == {"D", "y", "x"}:
         raise CubeTypeError(f"dims {dims}: expected (D, y, x), use emb.transpose('D', 'y', 'x')")
     if isinstance(emb, xr.DataArray) and dims == ("D",):

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from xr_anysat.errors import CubeError, OptionError, WriteError
+from xr_anysat.series import step
 from xr_anysat.shared.checks import check_embedding, import_optional
 from xr_anysat.shared.grid import grid_of
 from xr_anysat.shared.serialization import attribute_json
@@ -85,6 +86,7 @@ def to_cog(emb: xr.DataArray, path: str | os.PathLike[str], bands: Sequence[int]
     ...         file.descriptions, file.shape
     (('2', '0'), (2, 3))
     """
+    emb = step(emb)
     check_embedding(emb, "to_cog('area.tif')")
     channels = _channels(bands, emb.sizes["D"])
     geobox = _geobox(emb)

@@ -239,6 +239,21 @@ def keys(root: Any, prefix: str) -> list[str]:
     return _listed(root, collect)
 
 
+def names(root: Any) -> list[str]:
+    """Return the names of the files and folders at the top of a store.
+
+    Raises
+    ------
+    StoreError
+        If they cannot be listed.
+    """
+
+    async def collect() -> list[str]:
+        return [name.rstrip("/") async for name in root.list_dir("")]
+
+    return _listed(root, collect)
+
+
 def is_empty(root: Any) -> bool:
     """Return whether a store has no files except drafts of killed writers; lists only the first other file."""
 

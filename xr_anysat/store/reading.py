@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_anysat.errors import AnySatError, CubeTypeError, StoreError, warn
+from xr_anysat.series import PERIOD, STEPS, is_series, join, periods_of
 from xr_anysat.shared.checks import check_embedding
 from xr_anysat.shared.grid import with_transform
 from xr_anysat.store.codecs import CODECS, VALUES
@@ -22,6 +23,7 @@ from xr_anysat.store.identity import (
 )
 from xr_anysat.store.layout import Layout, block_sizes
 from xr_anysat.store.location import StoreLocation, delete, exists, parse_location
+from xr_anysat.store.series_layout import read_series, step_location, stored_periods
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -42,7 +44,7 @@ def open(
 
     Returns
     -------
-    DataArray, (D, y, x)
+    DataArray, (D, y, x), or (time, D, y, x) of a series
         float32 for the codecs ``"int8"`` and ``"float16"``, else the dtype that was stored; its dask
         chunks are the blocks. ``attrs`` are those of the embedding, and ``codec`` if one was used.
         Reading a damaged block raises StoreError, which names the block.
@@ -67,6 +69,27 @@ def open(
     True
     """
     target = parse_location(store, storage_options)
+    root = target.root(read_only=True)
+    if read_series(root, target) is None:
+        return open_cube(target)
+    found = [(p, step_location(target, p)) for p in stored_periods(root, target)]
+    opened = [(p, open_cube(at)) for p, at in found if read_identity(at.root(read_only=True), at) is not None]
+    if not opened:
+        raise StoreError(f"{target} has no step yet: repeat the to_zarr call that began it")
+    first = opened[0][1]
+    for period, emb in opened[1:]:
+        if emb.shape != first.shape or not emb["y"].equals(first["y"]) or not emb["x"].equals(first["x"]):
+            raise StoreError(
+                f"the steps {opened[0][0]} and {period} of {target} are on different grids: restore the step from a "
+                "copy, or delete its folder"
+            )
+    series = join([emb for _, emb in opened], [period for period, _ in opened])
+    series.encoding[LOCATION] = target
+    return series
+
+
+def open_cube(target: StoreLocation) -> xr.DataArray:
+    """Open the store of one embedding, (D, y, x); see :func:`open`."""
     root = target.root(read_only=True)
     identity = _existing_identity(root, target)
     layout = layout_of(identity)
@@ -105,8 +128,9 @@ def check(emb: xr.DataArray, *, remove_damaged: bool = False) -> pd.DataFrame:
 
     Parameters
     ----------
-    emb : DataArray, (D, y, x)
-        A cube that :func:`open` returned, or a selection of it; the whole store is checked.
+    emb : DataArray, (D, y, x) or (time, D, y, x)
+        A cube that :func:`open` returned, or a selection of it; the whole store is checked, or the stores of the
+        steps.
     remove_damaged : bool
         Delete the files of damaged blocks. The :func:`to_zarr` call that wrote the store computes
         them again.
@@ -116,7 +140,7 @@ def check(emb: xr.DataArray, *, remove_damaged: bool = False) -> pd.DataFrame:
     DataFrame
         One row per damaged or missing block, empty if there are none: ``block_y`` and ``block_x``;
         ``y_start``, ``y_stop``, ``x_start`` and ``x_stop``, its cells in the opened cube; and
-        ``problem``.
+        ``problem``. Of a series, ``period`` is the first column.
 
     Raises
     ------
@@ -136,13 +160,25 @@ def check(emb: xr.DataArray, *, remove_damaged: bool = False) -> pd.DataFrame:
     ...     len(xr_anysat.to_zarr(emb, f"{folder}/area.zarr").anysat.check())
     0
     """
-    check_embedding(emb, "check()")
+    if not is_series(emb):
+        check_embedding(emb, "check()")
     target = emb.encoding.get(LOCATION)
     if not isinstance(target, StoreLocation):
         raise CubeTypeError(
             "check() of a cube that was not opened from a store: expected the result of xr_anysat.open, as in "
             "xr_anysat.open('area.zarr').anysat.check()"
         )
+    if STEPS not in emb.attrs:
+        return _check_store(target, remove_damaged)
+    tables = []
+    for period in periods_of(emb):
+        tables.append(_check_store(step_location(target, period), remove_damaged))
+        tables[-1].insert(0, PERIOD, period)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _check_store(target: StoreLocation, remove_damaged: bool) -> pd.DataFrame:
+    """Check the store of one embedding; see :func:`check`."""
     root = target.root(read_only=not remove_damaged)
     identity = _existing_identity(root, target)
     layout = layout_of(identity)
