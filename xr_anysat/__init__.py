@@ -13,6 +13,7 @@ from xr_anysat._version import __version__ as __version__
 from xr_anysat.accessor import register
 from xr_anysat.analysis.classification import classify
 from xr_anysat.analysis.clustering import cluster
+from xr_anysat.analysis.comparison import Comparison, compare
 from xr_anysat.analysis.components import reduce, rgb
 from xr_anysat.analysis.evaluation import Evaluation
 from xr_anysat.analysis.fitted import Clusters, PCAModel
@@ -49,8 +50,9 @@ from xr_anysat.places.on_cube import embed_at
 from xr_anysat.places.table import open_table
 from xr_anysat.shared.sensor import S2
 from xr_anysat.store.cog import to_cog
+from xr_anysat.store.foreign import open_alphaearth, open_geoemb
 from xr_anysat.store.reading import check, open
-from xr_anysat.store.writing import append, to_zarr
+from xr_anysat.store.saving import append, to_zarr
 from xr_anysat.view.preview import preview
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ __all__ = [
     "CatalogError",
     "Classifier",
     "Clusters",
+    "Comparison",
     "CubeError",
     "CubeTypeError",
     "DeviceError",
@@ -91,6 +94,7 @@ __all__ = [
     "check",
     "classify",
     "cluster",
+    "compare",
     "config",
     "embed",
     "embed_at",
@@ -100,6 +104,8 @@ __all__ = [
     "load_model",
     "nearest",
     "open",
+    "open_alphaearth",
+    "open_geoemb",
     "open_s2",
     "open_table",
     "plan",

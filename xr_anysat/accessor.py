@@ -31,7 +31,7 @@ from xr_anysat.places.on_cube import embed_at
 from xr_anysat.series import is_series
 from xr_anysat.store.cog import to_cog
 from xr_anysat.store.reading import check
-from xr_anysat.store.writing import append, to_zarr
+from xr_anysat.store.saving import append, to_zarr
 from xr_anysat.view.preview import preview
 
 CUBE_METHODS = ("frames", "statistics", "plan", "embed", "embed_at", "preview")

@@ -283,6 +283,7 @@ def test_what_cannot_be_appended(cube: xr.DataArray, series: xr.DataArray, tmp_p
     target = tmp_path / "s.zarr"
     with pytest.raises(StoreError, match=r"there is no series at .*embed\(by='year'\).anysat.to_zarr"):
         series.anysat.append(target)
+    assert not target.exists()
     stored = series.anysat.to_zarr(target)
     stats = Statistics.of(stored)
     later = cube_of("2023-01-05", "2023-12-28")

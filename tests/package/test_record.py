@@ -186,6 +186,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_every_option_of_embed_is_in_the_schema() -> None:
     _, *options = inspect.signature(xr_anysat.embed).parameters.values()
+    options = [option for option in options if option.name != "by"]  # it repeats an embedding
     assert list(FIELDS) == [option.name for option in options]
     assert {o.name: o.default for o in options} == {name: field.default for name, field in FIELDS.items()}
     config = json.loads(maps().attrs["config"])

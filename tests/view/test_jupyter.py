@@ -232,7 +232,7 @@ SENTINEL2 = "Methods: frames, statistics, plan, embed, embed_at, preview"
         (odc_stac, r"Sentinel-2 cube \(", SENTINEL2),
         (frames, r"Sentinel-2 cube \(time: 3, band: 10, ", SENTINEL2),
         (lambda: xr.DataArray(np.zeros((8, 1200, 3)), dims=("D", "y", "x")),
-         r"Embedding cube \(D: 8, y: 1,200, x: 3\)", "Methods: pool, to_zarr, to_cog, "),
+         r"Embedding cube \(D: 8, y: 1,200, x: 3\)", "Methods: pool, to_zarr, append, "),
         (lambda: xr.DataArray(np.zeros(8), dims="D"), r"Neither .* \(D: 8\)", "Expected: a DataArray "),
         (lambda: placed().isel(band=0), r"Neither .* \(time: ", "Expected: a DataArray "),
         (lambda: xr.Dataset({"a": ("x", [1])}), r"Neither .* \(x: 1\)", "Expected: a DataArray "),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xr_anysat.analysis.cells import BATCH, padded_matmul
+from xr_anysat.analysis.cells import BATCH, one_thread, padded_matmul
 
 WHISKER = 1.5
 """Interquartile ranges above the third quartile from which on an index is an outlier."""
@@ -88,6 +88,21 @@ def dissimilarity_of_samples(
             squares = _squares(space.samples[train], space.samples[part].T)
             found[part] = np.sqrt(squares.min(0)) / space.distance
     return found
+
+
+def applicability_of_samples(
+    values: np.ndarray, row: np.ndarray, folds: Sequence[tuple[str, np.ndarray, np.ndarray]]
+) -> tuple[FeatureSpace, np.ndarray]:
+    """Return the feature space of training samples (n, D), and their indices (n,).
+
+    The indices are in relation to the samples of other folds; without folds, to those of other rows of the labels.
+    """
+    apart = [(train, test) for _, train, test in folds] or [
+        (np.flatnonzero(row != r), np.flatnonzero(row == r)) for r in np.unique(row)
+    ]
+    with one_thread():
+        space = feature_space(values)
+        return space, dissimilarity_of_samples(space, apart)
 
 
 def threshold_of(dissimilarity: np.ndarray) -> float:

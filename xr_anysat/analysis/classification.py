@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xr_anysat.analysis.applicability import dissimilarity_of_samples, feature_space, threshold_of
+from xr_anysat.analysis.applicability import FeatureSpace, applicability_of_samples, threshold_of
 from xr_anysat.analysis.cells import one_thread
 from xr_anysat.analysis.evaluation import (
     NAME,
     Evaluation,
+    Folds,
     Predict,
     cross_validate,
     fold_numbers,
@@ -187,49 +188,82 @@ def _fit(
     samples = labeled_samples(
         emb, labels, [column], "classify()", cells_per_polygon=most, seed=seed, time=time
     )
-    names, codes = _classes(samples.targets[:, 0], column)
-    _check_enough(names, codes, column, samples.left_out)
+    names, codes = classes_of(samples.targets[:, 0], column)
+    check_enough(names, codes, column, samples.left_out)
     warn_of_left_out(samples, len(labels))
     folds = folds_of(emb, samples, labels, groups, block_m, "classify()")
+    space, threshold, evaluation = assess_classes(
+        samples.values, codes, names, column, method=method, row=samples.row, folds=folds, seed=seed
+    )
+    with one_thread():
+        found = CLASSIFIERS[method](samples.values, np.eye(len(names))[codes], None)
+    return Classifier.from_arrays(
+        method=method, channels=found.matrix.shape[1], samples=as_base64(samples.values),
+        matrix=found.matrix, offset=found.offset,
+        distance=space.distance, threshold=threshold, left_out=samples.left_out, seed=seed, evaluation=evaluation,
+        made_with=record_of(emb), column=column, classes=tuple(names), codes=codes,
+    )  # fmt: skip
+
+
+def assess_classes(
+    values: np.ndarray,
+    codes: np.ndarray,
+    names: Sequence[Any],
+    column: str,
+    *,
+    method: str,
+    row: np.ndarray,
+    folds: Folds,
+    seed: int,
+) -> tuple[FeatureSpace, float, Evaluation | None]:
+    """Cross-validate a classifier.
+
+    Parameters
+    ----------
+    values : ndarray, (n, D) float64
+    codes : ndarray, (n,) int
+        Class of each sample.
+    names : sequence
+        Names of the classes.
+    column, method, seed
+        As in :func:`classify`.
+    row : ndarray, (n,) int
+        Row of the labels that each sample belongs to.
+    folds : Folds
+
+    Returns
+    -------
+    space : FeatureSpace
+    threshold : float
+        Of the area of applicability.
+    evaluation : Evaluation or None
+        None without folds.
+    """
     indicators = np.eye(len(names))[codes]
-    values = samples.values
 
     def fit(numbers: np.ndarray) -> Predict:
         found = CLASSIFIERS[method](values[numbers], indicators[numbers], None)
         return partial(probabilities, found)
 
-    with one_thread():
-        space = feature_space(values)
-        found = CLASSIFIERS[method](values, indicators, None)
-        # without folds, in relation to all other rows of labels
-        apart = [
-            (np.flatnonzero(samples.row != r), np.flatnonzero(samples.row == r))
-            for r in np.unique(samples.row)
-        ]
-        indices = dissimilarity_of_samples(space, [(a, b) for _, a, b in folds] or apart)
+    space, indices = applicability_of_samples(values, row, folds)
     threshold = threshold_of(indices)
-    evaluation = None
-    if folds:
-        predicted = cross_validate(fit, values, len(names), folds)
-        sizes, scores = learning_curve(
-            fit, values, folds, predicted, partial(_accuracy, codes=codes), MIN_SAMPLES_PER_CLASS, seed
-        )
-        evaluation = evaluation_of_classes(
-            column, names, codes, predicted, fold_numbers(folds, len(codes)), [name for name, _, _ in folds],
-            indices, threshold, curve_labels=sizes, curve_scores=scores,
-        )  # fmt: skip
-    return Classifier.from_arrays(
-        method=method, channels=values.shape[1], samples=as_base64(values), matrix=found.matrix, offset=found.offset,
-        distance=space.distance, threshold=threshold, left_out=samples.left_out, seed=seed, evaluation=evaluation,
-        made_with=record_of(emb), column=column, classes=tuple(names), codes=codes,
+    if not folds:
+        return space, threshold, None
+    predicted = cross_validate(fit, values, len(names), folds)
+    score = partial(_accuracy, codes=codes)
+    sizes, scores = learning_curve(fit, values, folds, predicted, score, MIN_SAMPLES_PER_CLASS, seed)
+    evaluation = evaluation_of_classes(
+        column, names, codes, predicted, fold_numbers(folds, len(codes)), [name for name, _, _ in folds],
+        indices, threshold, curve_labels=sizes, curve_scores=scores,
     )  # fmt: skip
+    return space, threshold, evaluation
 
 
 def _accuracy(predicted: np.ndarray, test: np.ndarray, *, codes: np.ndarray) -> float:
     return float((predicted.argmax(0) == codes[test]).mean())
 
 
-def _classes(targets: np.ndarray, column: str) -> tuple[list[Any], np.ndarray]:
+def classes_of(targets: np.ndarray, column: str) -> tuple[list[Any], np.ndarray]:
     """Return the sorted classes, and the number of the class of each sample."""
     given = targets.tolist()
     try:
@@ -249,7 +283,7 @@ def _classes(targets: np.ndarray, column: str) -> tuple[list[Any], np.ndarray]:
     return names, np.array([numbers[label] for label in given], int)
 
 
-def _check_enough(names: list[Any], codes: np.ndarray, column: str, left_out: int) -> None:
+def check_enough(names: list[Any], codes: np.ndarray, column: str, left_out: int) -> None:
     """Refuse classes with too few samples."""
     counts = np.bincount(codes, minlength=len(names))
     few = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < MIN_SAMPLES_PER_CLASS]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from xr_anysat.analysis.applicability import dissimilarity_of_samples, feature_space, threshold_of
+from xr_anysat.analysis.applicability import FeatureSpace, applicability_of_samples, threshold_of
 from xr_anysat.analysis.cells import one_thread
 from xr_anysat.analysis.evaluation import (
     Evaluation,
+    Folds,
     Predict,
     cross_validate,
     fold_numbers,
@@ -184,40 +185,75 @@ def _fit(
     warn_of_left_out(samples, len(labels))
     weight = _weights(labels, weights, method, samples.row)
     folds = folds_of(emb, samples, labels, groups, block_m, "regress()")
-    values = samples.values
+    space, threshold, evaluation, half_widths = assess_values(
+        samples.values, targets, columns, method=method, weight=weight, level=level, row=samples.row, folds=folds,
+        seed=seed,
+    )  # fmt: skip
+    with one_thread():
+        found = REGRESSORS[method](samples.values, targets, weight)
+    return Regressor.from_arrays(
+        method=method, channels=found.matrix.shape[1], samples=as_base64(samples.values),
+        matrix=found.matrix, offset=found.offset,
+        distance=space.distance, threshold=threshold, left_out=samples.left_out, seed=seed, evaluation=evaluation,
+        made_with=record_of(emb), columns=tuple(columns), targets=targets.T,
+        level=level if len(half_widths) else None, half_widths=half_widths,
+    )  # fmt: skip
+
+
+def assess_values(
+    values: np.ndarray,
+    targets: np.ndarray,
+    columns: Sequence[str],
+    *,
+    method: str,
+    weight: np.ndarray | None,
+    level: float,
+    row: np.ndarray,
+    folds: Folds,
+    seed: int,
+) -> tuple[FeatureSpace, float, Evaluation | None, np.ndarray]:
+    """Cross-validate a regression.
+
+    Parameters
+    ----------
+    values : ndarray, (n, D) float64
+    targets : ndarray, (n, columns) float64
+    columns, method, level, seed
+        As in :func:`regress`.
+    weight : ndarray, (n,) float64, or None
+    row : ndarray, (n,) int
+        Row of the labels that each sample belongs to.
+    folds : Folds
+
+    Returns
+    -------
+    space : FeatureSpace
+    threshold : float
+        Of the area of applicability.
+    evaluation : Evaluation or None
+        None without folds.
+    half_widths : ndarray, (columns,)
+        Half of the width of the intervals; empty if there are none.
+    """
 
     def fit(numbers: np.ndarray) -> Predict:
         own = None if weight is None else weight[numbers]
         return REGRESSORS[method](values[numbers], targets[numbers], own).scores
 
-    with one_thread():
-        space = feature_space(values)
-        found = REGRESSORS[method](values, targets, weight)
-        # without folds, in relation to all other rows of labels
-        apart = [
-            (np.flatnonzero(samples.row != r), np.flatnonzero(samples.row == r))
-            for r in np.unique(samples.row)
-        ]
-        indices = dissimilarity_of_samples(space, [(a, b) for _, a, b in folds] or apart)
+    space, indices = applicability_of_samples(values, row, folds)
     threshold = threshold_of(indices)
-    evaluation, half_widths = None, np.empty(0)
-    if folds:
-        predicted = cross_validate(fit, values, len(columns), folds)
-        residuals, fold = np.abs(predicted - targets.T), fold_numbers(folds, len(targets))
-        half_widths, coverage = _intervals(residuals, fold, level)
-        sizes, scores = learning_curve(
-            fit, values, folds, predicted, partial(_r2, targets=targets), MIN_LABELS, seed
-        )
-        evaluation = evaluation_of_values(
-            columns, targets, predicted, fold, [name for name, _, _ in folds], weight, indices, threshold,
-            level=level if len(half_widths) else None, coverage=coverage, curve_labels=sizes, curve_scores=scores,
-        )  # fmt: skip
-    return Regressor.from_arrays(
-        method=method, channels=values.shape[1], samples=as_base64(values), matrix=found.matrix, offset=found.offset,
-        distance=space.distance, threshold=threshold, left_out=samples.left_out, seed=seed, evaluation=evaluation,
-        made_with=record_of(emb), columns=tuple(columns), targets=targets.T,
-        level=level if len(half_widths) else None, half_widths=half_widths,
+    if not folds:
+        return space, threshold, None, np.empty(0)
+    predicted = cross_validate(fit, values, len(columns), folds)
+    fold = fold_numbers(folds, len(targets))
+    half_widths, coverage = _intervals(np.abs(predicted - targets.T), fold, level)
+    score = partial(_r2, targets=targets)
+    sizes, scores = learning_curve(fit, values, folds, predicted, score, MIN_LABELS, seed)
+    evaluation = evaluation_of_values(
+        columns, targets, predicted, fold, [name for name, _, _ in folds], weight, indices, threshold,
+        level=level if len(half_widths) else None, coverage=coverage, curve_labels=sizes, curve_scores=scores,
     )  # fmt: skip
+    return space, threshold, evaluation, half_widths
 
 
 def check_value_columns(labels: Any, columns: Sequence[str], call: str) -> None:

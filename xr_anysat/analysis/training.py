@@ -351,6 +351,27 @@ def _centers(emb: Any, frame: GeoDataFrame, call: str) -> tuple[np.ndarray, np.n
     return shapely.get_x(centers), shapely.get_y(centers)
 
 
+def check_groups(frame: GeoDataFrame, groups: str, block_m: float | None, row: np.ndarray) -> np.ndarray:
+    """Return the group of each sample, from its row of the labels.
+
+    Raises
+    ------
+    OptionError
+        If `groups` is no column of the labels or has gaps, or `block_m` is passed, too.
+    """
+    if block_m is not None:
+        raise OptionError(f"{groups=} with {block_m=}: folds are groups or blocks; leave one of them out")
+    check_columns(frame, [groups], "groups")
+    values = frame[groups].iloc[row]
+    if values.isna().any():
+        raise OptionError(
+            f"groups={groups!r}: expected a group for each label that is used, {int(values.isna().sum())} have "
+            f"none; fill the gaps, or drop these labels, labels.dropna(subset=[{groups!r}])"
+        )
+    found: np.ndarray = values.to_numpy()
+    return found
+
+
 def folds_of(
     emb: Any, samples: Samples, labels: Any, groups: str | None, block_m: float | None, call: str
 ) -> Folds:
@@ -364,17 +385,8 @@ def folds_of(
         If `groups` is no column of the labels or has gaps, or `block_m` is invalid.
     """
     if groups is not None:
-        if block_m is not None:
-            raise OptionError(f"{groups=} with {block_m=}: folds are groups or blocks; leave one of them out")
         frame = as_geodataframe(labels, "labels", call)
-        check_columns(frame, [groups], "groups")
-        values = frame[groups].iloc[samples.row]
-        if values.isna().any():
-            raise OptionError(
-                f"groups={groups!r}: expected a group for each label that is used, {int(values.isna().sum())} have "
-                f"none; fill the gaps, or drop these labels, labels.dropna(subset=[{groups!r}])"
-            )
-        folds = group_folds(values.values)
+        folds = group_folds(check_groups(frame, groups, block_m, samples.row))
         if not folds:
             warn(
                 f"all labels are in one group of {groups!r}, so there is no cross-validation: pass labels of several "

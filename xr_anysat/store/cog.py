@@ -25,7 +25,7 @@ from xr_anysat.shared.grid import grid_of
 from xr_anysat.shared.serialization import attribute_json
 from xr_anysat.shared.values import is_whole_number
 from xr_anysat.store.location import folder_problem
-from xr_anysat.store.writing import to_zarr
+from xr_anysat.store.saving import to_zarr
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

@@ -196,7 +196,7 @@ def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | No
             return f"the metadata of {name!r} are not those of an array"
         if (array.get("zarr_format"), array.get("node_type")) != (3, "array"):
             return f"the array {name!r} has another format: expected an array of Zarr 3"
-        unknown = _codecs_of(array.get("codecs")) - CHUNK_CODECS
+        unknown = codecs_of(array.get("codecs")) - CHUNK_CODECS
         if unknown:
             return f"the array {name!r} has codecs {sorted(unknown)}: expected some of {sorted(CHUNK_CODECS)}"
         if not list_of(one_of(*sizes)).holds(dims) or shape != [sizes[d] for d in dims]:
@@ -217,7 +217,7 @@ def _problem_of_coordinates(group: Any, identity: Mapping[str, Any]) -> str | No
     return None
 
 
-def _codecs_of(chain: Any) -> set[str]:
+def codecs_of(chain: Any) -> set[str]:
     """Return the names of all codecs in a chain, also of those within others."""
     names: set[str] = set()
     for codec in chain if isinstance(chain, list) else [chain]:
@@ -225,7 +225,7 @@ def _codecs_of(chain: Any) -> set[str]:
         names.add(codec["name"] if named else str(codec)[:40])
         inner: Any = codec.get("configuration") if named else None
         for key in {"codecs", "index_codecs"} & (inner.keys() if isinstance(inner, dict) else set()):
-            names |= _codecs_of(inner[key])
+            names |= codecs_of(inner[key])
     return names
 
 

@@ -239,8 +239,8 @@ def keys(root: Any, prefix: str) -> list[str]:
     return _listed(root, collect)
 
 
-def names(root: Any) -> list[str]:
-    """Return the names of the files and folders at the top of a store.
+def names(root: Any, folder: str = "") -> list[str]:
+    """Return the names of the files and folders in a folder of a store, by default at its top.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def names(root: Any) -> list[str]:
     """
 
     async def collect() -> list[str]:
-        return [name.rstrip("/") async for name in root.list_dir("")]
+        return [name.rstrip("/") async for name in root.list_dir(folder)]
 
     return _listed(root, collect)
 
