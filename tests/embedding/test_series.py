@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dask
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -372,6 +373,17 @@ def test_a_damaged_block_of_a_step_is_found(series: xr.DataArray, tmp_path: Path
 def test_a_url(series: xr.DataArray) -> None:
     back = series.anysat.to_zarr("memory://years/s.zarr")
     np.testing.assert_array_equal(back, series)
+
+
+def test_on_a_cluster(cube: xr.DataArray, client: Any, tmp_path: Path) -> None:
+    """The cluster computes the statistics of all steps once, and every block; a persisted series is the same."""
+    made = cube.chunk(y=12, x=12).anysat.embed(by="year", **MODEL)
+    with dask.config.set(scheduler="threads"):
+        here = made.anysat.to_zarr(tmp_path / "here.zarr")
+    for name, each in (("there", made), ("persisted", made.persist())):
+        there = each.anysat.to_zarr(tmp_path / f"{name}.zarr")
+        np.testing.assert_array_equal(there, here)
+        assert there.attrs["config"] == here.attrs["config"]
 
 
 # ---------------------------------------------------------------------- analysis
