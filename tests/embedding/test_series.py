@@ -154,6 +154,15 @@ def test_large_frames_are_read_twice(
     np.testing.assert_allclose(lazy, series, rtol=1e-4, atol=1e-5)
 
 
+def test_all_steps_count_in_the_warning_of_the_size(
+    cube: xr.DataArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xr_anysat.embedding.options.physical_memory", lambda: 600 << 10)
+    cube.anysat.embed(period="2022", **MODEL)  # 576 KiB
+    with pytest.warns(xr_anysat.AnySatWarning, match="and 1.12 MiB of float32 do not fit into the 600 KiB"):
+        cube.anysat.embed(by="year", **MODEL)
+
+
 def test_pooled(cube: xr.DataArray, series: xr.DataArray) -> None:
     made = cube.anysat.embed(by="year", pool="mean", **MODEL)
     assert made.dims == ("time", "D")

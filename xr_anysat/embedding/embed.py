@@ -160,12 +160,14 @@ def embed(
         precision=precision, batch=batch,
     )  # fmt: skip
     resolved = resolve_options(cube, options)
-    warning = size_warning(resolved, lazy=resolved.canonical.array.chunks is not None)
+    periods = None if by is None else _periods(resolved, by)
+    steps = 1 if periods is None else len(periods)
+    warning = size_warning(resolved, lazy=resolved.canonical.array.chunks is not None, steps=steps)
     if warning is not None:
         warn(f"{warning}. cube.anysat.plan(...) reports time and memory")
 
     # Everything above used only metadata; NumPy cubes are read from here on
-    emb = embed_resolved(cube, resolved) if by is None else _embed_series(cube, resolved, by)
+    emb = embed_resolved(cube, resolved) if periods is None else _embed_series(cube, resolved, periods)
     warn_if_empty(emb.data)
     return emb if pool is None else pool_cells(emb, pool)
 
@@ -184,10 +186,8 @@ def embed_resolved(
     return _embed_composed(composed, resolved, stats, squares, min_blocks)
 
 
-def _embed_series(
-    cube: xr.DataArray | xr.Dataset, resolved: ResolvedOptions, by: str | Sequence[Any]
-) -> xr.DataArray:
-    """Embed each period of a series with the same statistics, (time, D, y, x) float32."""
+def _periods(resolved: ResolvedOptions, by: str | Sequence[Any]) -> list[str]:
+    """Return the periods of a series, each with acquisitions."""
     if resolved.composed:
         raise OptionError(
             f"{by=} of composed frames: expected the acquisitions; call embed(by=...) on the cube, without frames()"
@@ -200,6 +200,13 @@ def _embed_series(
             f"no acquisition in {', '.join(p for p in periods if p not in observed)}: load them, or pass the other "
             f"periods, by={observed}"
         )
+    return periods
+
+
+def _embed_series(
+    cube: xr.DataArray | xr.Dataset, resolved: ResolvedOptions, periods: list[str]
+) -> xr.DataArray:
+    """Embed each period of a series with the same statistics, (time, D, y, x) float32."""
     each = [replace(resolved, compositing=replace(resolved.compositing, period=p)) for p in periods]
     composed = [one.compose(one.canonical) for one in each]
     stats = None if resolved.statistics is None else resolved.statistics.array()

@@ -301,9 +301,9 @@ def resolve_options(cube: xr.DataArray | xr.Dataset, options: EmbedOptions) -> R
     )
 
 
-def size_warning(resolved: ResolvedOptions, *, lazy: bool) -> str | None:
-    """Describe the problem with an embedding of this size; None if there is none."""
-    size, memory = math.prod(resolved.shape) * 4, physical_memory()
+def size_warning(resolved: ResolvedOptions, *, lazy: bool, steps: int = 1) -> str | None:
+    """Describe the problem with an embedding of this size, or a series of several; None if there is none."""
+    size, memory = steps * math.prod(resolved.shape) * 4, physical_memory()
     if not lazy and memory is not None and size > memory:
         return (
             f"this cube is not lazy, so its embedding is computed now, and {format_bytes(size)} of float32 do not fit "
