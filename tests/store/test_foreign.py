@@ -97,15 +97,15 @@ def tessera(
     codes = rng.integers(-127, 128, (*years, 12, 9, 16)).astype("int8")
     scales = rng.uniform(0.01, 0.1, (*years, 12, 9)).astype("float32")
     scales[..., 2, 3], scales[..., 5, 5] = np.nan, np.inf
-    for name, values, own in (
-        ("embeddings", codes, (*dims, "y", "x", "band")),
-        ("scales", scales, (*dims, "y", "x")),
-    ):
-        array = group.create_array(name, data=values, chunks=(*(1,) * len(years), 6, 9, 16)[: values.ndim],
-                                   dimension_names=own)  # fmt: skip
-        assert array.shape == values.shape
+    arrays = [("embeddings", codes, (*dims, "y", "x", "band")), ("scales", scales, (*dims, "y", "x"))]
     if time:
-        group.create_array("time", data=np.array([2021, 2022]), dimension_names=("time",))
+        arrays.append(("time", np.array([2021, 2022]), ("time",)))
+    for name, values, own in arrays:
+        chunks = tuple(min(n, 6) for n in values.shape)
+        array = group.create_array(
+            name, shape=values.shape, dtype=values.dtype, chunks=chunks, dimension_names=own
+        )
+        array[:] = values
     return path
 
 
